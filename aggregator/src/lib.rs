@@ -1,0 +1,1 @@
+//! Declared windowed aggregations as pure state machines: records in, records out.

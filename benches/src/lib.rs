@@ -1,0 +1,1 @@
+//! Measurements of whole processes, side by side with their peers.

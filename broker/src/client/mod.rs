@@ -1,0 +1,1 @@
+//! A small Kafka client: what the admin commands and the demo speak.

@@ -1,0 +1,1 @@
+//! Consumer groups: a state machine over `__consumer_offsets`.

@@ -1,0 +1,1 @@
+//! The runtime of the aggregator: feeds jobs from partitions and appends what they make.

@@ -1,0 +1,1 @@
+//! The way in: sockets, connections, limits, shutdown.

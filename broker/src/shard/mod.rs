@@ -1,0 +1,1 @@
+//! The owner of partitions: a state machine that is given messages, time and completions.

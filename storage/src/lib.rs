@@ -1,0 +1,1 @@
+//! The partition log on disk, readable by Kafka's tools and by Raft.
