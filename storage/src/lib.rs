@@ -1,1 +1,3 @@
 //! The partition log on disk, readable by Kafka's tools and by Raft.
+
+pub mod producer_state;
