@@ -1,1 +1,15 @@
 //! What crosses crates: real clients, whole processes, faults.
+//!
+//! Every test starts a broker process of its own (or shares one with its file), on a port and in a directory of its own,
+//! and runs clients that others wrote against it. The first run fetches those clients (`fetch`) and keeps them under
+//! `target/e2e-cache`. Environment:
+//!
+//! - `STREAMGAUGE_BIN`: a binary to test instead of the one that `cargo build` gives;
+//! - `STREAMGAUGE_TEST_PEER=kafka`: run the same tests against Apache Kafka, to see that a test is right;
+//! - `STREAMGAUGE_TEST_CACHE`: where fetched clients are kept;
+//! - `CI`: a missing runtime (Java, Python, kcat) is then a failure, not a skipped test.
+
+pub mod broker;
+pub mod fetch;
+pub mod process;
+pub mod wire;
