@@ -1,1 +1,7 @@
 //! Kafka's wire protocol: frames, versions, guards and record batches. Pure: no I/O, no clock.
+
+pub mod batch;
+pub mod compression;
+
+/// The one version of the message crate that the workspace speaks: every dependent takes message types from here.
+pub use kafka_protocol as messages;
