@@ -1,5 +1,7 @@
 //! Declared windowed aggregations as pure state machines: records in, records out.
 
-pub mod codec;
+mod codec;
+pub mod decimal;
+pub mod value;
 pub mod watermark;
 pub mod window;
