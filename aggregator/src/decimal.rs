@@ -36,7 +36,10 @@ pub enum DecimalError {
 }
 
 impl Decimal {
-    pub const ZERO: Decimal = Decimal { mantissa: 0, scale: 0 };
+    pub const ZERO: Decimal = Decimal {
+        mantissa: 0,
+        scale: 0,
+    };
 
     /// `None` if either exceeds 38 digits.
     pub fn new(mantissa: i128, scale: u32) -> Option<Decimal> {
@@ -62,7 +65,9 @@ impl Decimal {
             return Some(decimal);
         }
         let digits = mantissa.magnitude().to_string().len() as u32;
-        let mut drop = digits.saturating_sub(DECIMAL_DIGITS_MAX).max(scale.saturating_sub(DECIMAL_DIGITS_MAX));
+        let mut drop = digits
+            .saturating_sub(DECIMAL_DIGITS_MAX)
+            .max(scale.saturating_sub(DECIMAL_DIGITS_MAX));
         while drop <= scale {
             let rounded = round_big(mantissa, drop);
             if let Ok(small) = i128::try_from(&rounded)
@@ -101,7 +106,11 @@ impl Decimal {
                 mantissa = shifted + i128::from(digit);
             }
             *zeros = 0;
-            if mantissa > MANTISSA_MAX { Err(DecimalError::OutOfRange) } else { Ok(()) }
+            if mantissa > MANTISSA_MAX {
+                Err(DecimalError::OutOfRange)
+            } else {
+                Ok(())
+            }
         };
         while let [first, tail @ ..] = rest {
             match first {
@@ -110,7 +119,12 @@ impl Decimal {
                     digits_seen = true;
                     scale += i64::from(point_seen);
                 }
-                b'.' if !point_seen && digits_seen && tail.first().is_some_and(u8::is_ascii_digit) => point_seen = true,
+                b'.' if !point_seen
+                    && digits_seen
+                    && tail.first().is_some_and(u8::is_ascii_digit) =>
+                {
+                    point_seen = true
+                }
                 b'e' | b'E' if digits_seen => break,
                 _ => return Err(DecimalError::Malformed),
             }
@@ -127,19 +141,28 @@ impl Decimal {
                 return Err(DecimalError::Malformed);
             }
             let magnitude = digits.parse::<i64>().unwrap_or(1 << 40).min(1 << 40);
-            exponent = if text.starts_with('-') { -magnitude } else { magnitude };
+            exponent = if text.starts_with('-') {
+                -magnitude
+            } else {
+                magnitude
+            };
         }
         if mantissa == 0 {
             return Ok(Decimal::ZERO);
         }
         let mut scale = scale - i64::from(zeros) - exponent;
         if scale < 0 {
-            let power = u32::try_from(-scale).ok().and_then(|power| 10i128.checked_pow(power));
-            mantissa = power.and_then(|power| mantissa.checked_mul(power)).ok_or(DecimalError::OutOfRange)?;
+            let power = u32::try_from(-scale)
+                .ok()
+                .and_then(|power| 10i128.checked_pow(power));
+            mantissa = power
+                .and_then(|power| mantissa.checked_mul(power))
+                .ok_or(DecimalError::OutOfRange)?;
             scale = 0;
         }
         let scale = u32::try_from(scale).map_err(|_| DecimalError::OutOfRange)?;
-        Decimal::new(if negative { -mantissa } else { mantissa }, scale).ok_or(DecimalError::OutOfRange)
+        Decimal::new(if negative { -mantissa } else { mantissa }, scale)
+            .ok_or(DecimalError::OutOfRange)
     }
 
     /// The exact value of a finite double, where 38 digits hold it.
@@ -156,7 +179,10 @@ impl Decimal {
         let (scaled, scale) = if exponent >= 0 {
             (odd.checked_mul(2i128.checked_pow(exponent as u32)?)?, 0)
         } else {
-            (odd.checked_mul(5i128.checked_pow(exponent.unsigned_abs())?)?, exponent.unsigned_abs())
+            (
+                odd.checked_mul(5i128.checked_pow(exponent.unsigned_abs())?)?,
+                exponent.unsigned_abs(),
+            )
         };
         Decimal::new(scaled, scale)
     }
@@ -168,7 +194,9 @@ impl Decimal {
             // Both are exact, so that the division rounds once.
             return self.mantissa as f64 / 10f64.powi(self.scale as i32);
         }
-        format!("{}e-{}", self.mantissa, self.scale).parse().unwrap_or(f64::NAN)
+        format!("{}e-{}", self.mantissa, self.scale)
+            .parse()
+            .unwrap_or(f64::NAN)
     }
 
     /// The same number without trailing zeros in the fraction: one spelling for one number.
@@ -184,7 +212,11 @@ impl Decimal {
     /// The value if it is whole and fits.
     pub fn to_i64(self) -> Option<i64> {
         let normalized = self.normalized();
-        if normalized.scale == 0 { i64::try_from(normalized.mantissa).ok() } else { None }
+        if normalized.scale == 0 {
+            i64::try_from(normalized.mantissa).ok()
+        } else {
+            None
+        }
     }
 
     pub fn is_zero(self) -> bool {
@@ -214,7 +246,10 @@ impl Decimal {
         {
             return Some(decimal);
         }
-        Decimal::from_bigint(&(BigInt::from(self.mantissa) * BigInt::from(other.mantissa)), scale)
+        Decimal::from_bigint(
+            &(BigInt::from(self.mantissa) * BigInt::from(other.mantissa)),
+            scale,
+        )
     }
 
     /// The quotient, to at least 16 fraction digits, rounded half away from zero.
@@ -223,12 +258,22 @@ impl Decimal {
         if other.mantissa == 0 {
             return None;
         }
-        Decimal::quotient(&BigInt::from(self.mantissa), self.scale, &BigInt::from(other.mantissa), other.scale)
+        Decimal::quotient(
+            &BigInt::from(self.mantissa),
+            self.scale,
+            &BigInt::from(other.mantissa),
+            other.scale,
+        )
     }
 
     /// `(dividend / 10^dividend_scale) / (divisor / 10^divisor_scale)`, rounded as
     /// [`Decimal::checked_div`] does; what an average needs, whose sum may be wider than a `Decimal`.
-    pub fn quotient(dividend: &BigInt, dividend_scale: u32, divisor: &BigInt, divisor_scale: u32) -> Option<Decimal> {
+    pub fn quotient(
+        dividend: &BigInt,
+        dividend_scale: u32,
+        divisor: &BigInt,
+        divisor_scale: u32,
+    ) -> Option<Decimal> {
         if divisor.magnitude().bits() == 0 {
             return None;
         }
@@ -249,11 +294,17 @@ impl Decimal {
     }
 
     pub fn negated(self) -> Decimal {
-        Decimal { mantissa: -self.mantissa, ..self }
+        Decimal {
+            mantissa: -self.mantissa,
+            ..self
+        }
     }
 
     pub fn abs(self) -> Decimal {
-        Decimal { mantissa: self.mantissa.abs(), ..self }
+        Decimal {
+            mantissa: self.mantissa.abs(),
+            ..self
+        }
     }
 
     /// Rounded half away from zero to `scale` fraction digits.
@@ -262,7 +313,10 @@ impl Decimal {
             None => self,
             Some((whole, rest, unit)) => {
                 let away = rest.unsigned_abs() * 2 >= unit.unsigned_abs();
-                Decimal { mantissa: whole + if away { self.mantissa.signum() } else { 0 }, scale }
+                Decimal {
+                    mantissa: whole + if away { self.mantissa.signum() } else { 0 },
+                    scale,
+                }
             }
         }
     }
@@ -270,20 +324,29 @@ impl Decimal {
     pub fn floor(self) -> Decimal {
         match self.split_at(0) {
             None => self,
-            Some((whole, rest, _)) => Decimal { mantissa: whole - i128::from(rest < 0), scale: 0 },
+            Some((whole, rest, _)) => Decimal {
+                mantissa: whole - i128::from(rest < 0),
+                scale: 0,
+            },
         }
     }
 
     pub fn ceil(self) -> Decimal {
         match self.split_at(0) {
             None => self,
-            Some((whole, rest, _)) => Decimal { mantissa: whole + i128::from(rest > 0), scale: 0 },
+            Some((whole, rest, _)) => Decimal {
+                mantissa: whole + i128::from(rest > 0),
+                scale: 0,
+            },
         }
     }
 
     /// Towards zero, to `scale` fraction digits.
     pub fn truncate(self, scale: u32) -> Decimal {
-        self.split_at(scale).map_or(self, |(whole, _, _)| Decimal { mantissa: whole, scale })
+        self.split_at(scale).map_or(self, |(whole, _, _)| Decimal {
+            mantissa: whole,
+            scale,
+        })
     }
 
     /// Whole and rest of the mantissa in units of the last digit kept; `None` if nothing is cut.
@@ -300,7 +363,8 @@ impl Decimal {
         if scale == self.scale {
             return Some(self.mantissa);
         }
-        self.mantissa.checked_mul(10i128.checked_pow(scale.checked_sub(self.scale)?)?)
+        self.mantissa
+            .checked_mul(10i128.checked_pow(scale.checked_sub(self.scale)?)?)
     }
 
     fn big_at_scale(self, scale: u32) -> BigInt {
@@ -328,9 +392,20 @@ pub(crate) fn double_parts(double: f64) -> (i128, i32) {
     let bits = double.to_bits();
     let exponent = ((bits >> 52) & 0x7ff) as i32;
     let fraction = (bits & ((1 << 52) - 1)) as i128;
-    let mantissa = if exponent == 0 { fraction } else { fraction | (1 << 52) };
+    let mantissa = if exponent == 0 {
+        fraction
+    } else {
+        fraction | (1 << 52)
+    };
     let exponent = exponent.max(1) - 1075;
-    (if double.is_sign_negative() { -mantissa } else { mantissa }, exponent)
+    (
+        if double.is_sign_negative() {
+            -mantissa
+        } else {
+            mantissa
+        },
+        exponent,
+    )
 }
 
 /// Compares a decimal with a finite double without rounding either.
@@ -350,7 +425,11 @@ fn divide_rounding(dividend: &BigInt, divisor: &BigInt) -> BigInt {
     let quotient = dividend / divisor;
     let rest = dividend % divisor;
     if rest.magnitude() * 2u8 >= *divisor.magnitude() {
-        let away = if dividend.sign() == divisor.sign() { 1 } else { -1 };
+        let away = if dividend.sign() == divisor.sign() {
+            1
+        } else {
+            -1
+        };
         return quotient + away;
     }
     quotient
@@ -362,7 +441,10 @@ fn round_big(mantissa: &BigInt, drop: u32) -> BigInt {
 
 impl From<i64> for Decimal {
     fn from(value: i64) -> Decimal {
-        Decimal { mantissa: i128::from(value), scale: 0 }
+        Decimal {
+            mantissa: i128::from(value),
+            scale: 0,
+        }
     }
 }
 
@@ -403,7 +485,13 @@ impl fmt::Display for Decimal {
         let unit = 10u128.pow(scale);
         let magnitude = mantissa.unsigned_abs();
         let sign = if mantissa < 0 { "-" } else { "" };
-        write!(formatter, "{sign}{}.{:0width$}", magnitude / unit, magnitude % unit, width = scale as usize)
+        write!(
+            formatter,
+            "{sign}{}.{:0width$}",
+            magnitude / unit,
+            magnitude % unit,
+            width = scale as usize
+        )
     }
 }
 
@@ -426,7 +514,10 @@ mod tests {
             ("100", "100"),
             ("1.10E+2", "110"),
             ("0.30000000000000004", "0.30000000000000004"),
-            ("-99999999999999999999999999999999999999", "-99999999999999999999999999999999999999"),
+            (
+                "-99999999999999999999999999999999999999",
+                "-99999999999999999999999999999999999999",
+            ),
             ("0e999999999999999999999", "0"),
         ] {
             assert_eq!(decimal(text).to_string(), shown, "{text}");
@@ -435,31 +526,64 @@ mod tests {
 
     #[test]
     fn what_38_digits_cannot_hold_is_out_of_range_and_not_rounded() {
-        for text in ["1e38", "100000000000000000000000000000000000000", "1e-39", "1e99999999999999999999", "1e-99999999999999999999"] {
-            assert_eq!(Decimal::parse(text).unwrap_err(), DecimalError::OutOfRange, "{text}");
+        for text in [
+            "1e38",
+            "100000000000000000000000000000000000000",
+            "1e-39",
+            "1e99999999999999999999",
+            "1e-99999999999999999999",
+        ] {
+            assert_eq!(
+                Decimal::parse(text).unwrap_err(),
+                DecimalError::OutOfRange,
+                "{text}"
+            );
         }
-        assert_eq!(Decimal::parse(&format!("1{}", "0".repeat(5000))).unwrap_err(), DecimalError::OutOfRange);
-        assert_eq!(Decimal::parse(&format!("1.{}", "0".repeat(5000))).unwrap(), Decimal::from(1));
+        assert_eq!(
+            Decimal::parse(&format!("1{}", "0".repeat(5000))).unwrap_err(),
+            DecimalError::OutOfRange
+        );
+        assert_eq!(
+            Decimal::parse(&format!("1.{}", "0".repeat(5000))).unwrap(),
+            Decimal::from(1)
+        );
     }
 
     #[test]
     fn what_is_no_json_number_is_malformed() {
-        for text in ["", "-", ".5", "1.", "1.e3", "1e", "1e+", "abc", "1 ", "+1", "1.2.3"] {
-            assert_eq!(Decimal::parse(text).unwrap_err(), DecimalError::Malformed, "{text}");
+        for text in [
+            "", "-", ".5", "1.", "1.e3", "1e", "1e+", "abc", "1 ", "+1", "1.2.3",
+        ] {
+            assert_eq!(
+                Decimal::parse(text).unwrap_err(),
+                DecimalError::Malformed,
+                "{text}"
+            );
         }
     }
 
     #[test]
     fn a_tenth_added_ten_times_is_one() {
-        let sum = (0..10).fold(Decimal::ZERO, |sum, _| sum.checked_add(decimal("0.1")).unwrap());
+        let sum = (0..10).fold(Decimal::ZERO, |sum, _| {
+            sum.checked_add(decimal("0.1")).unwrap()
+        });
         assert_eq!(sum, Decimal::from(1));
     }
 
     #[test]
     fn division_is_exact_or_rounded_half_away_from_zero() {
-        assert_eq!(decimal("10").checked_div(decimal("4")).unwrap().to_string(), "2.5");
-        assert_eq!(decimal("2").checked_div(decimal("3")).unwrap().to_string(), "0.6666666666666667");
-        assert_eq!(decimal("-2").checked_div(decimal("3")).unwrap().to_string(), "-0.6666666666666667");
+        assert_eq!(
+            decimal("10").checked_div(decimal("4")).unwrap().to_string(),
+            "2.5"
+        );
+        assert_eq!(
+            decimal("2").checked_div(decimal("3")).unwrap().to_string(),
+            "0.6666666666666667"
+        );
+        assert_eq!(
+            decimal("-2").checked_div(decimal("3")).unwrap().to_string(),
+            "-0.6666666666666667"
+        );
         assert!(decimal("1").checked_div(Decimal::ZERO).is_none());
     }
 
@@ -474,8 +598,9 @@ mod tests {
     }
 
     fn any_decimal() -> impl Strategy<Value = Decimal> {
-        (any::<i128>(), 0u32..=38, 0u32..38)
-            .prop_map(|(mantissa, scale, shrink)| Decimal::new(mantissa / 10i128.pow(shrink) % (MANTISSA_MAX + 1), scale).unwrap())
+        (any::<i128>(), 0u32..=38, 0u32..38).prop_map(|(mantissa, scale, shrink)| {
+            Decimal::new(mantissa / 10i128.pow(shrink) % (MANTISSA_MAX + 1), scale).unwrap()
+        })
     }
 
     proptest! {

@@ -1,7 +1,14 @@
 //! Declared windowed aggregations as pure state machines: records in, records out.
 
-mod codec;
+pub mod accumulator;
+pub mod combine;
 pub mod decimal;
+pub mod job;
+pub mod merge;
+pub mod partial;
+pub mod snapshot;
 pub mod value;
 pub mod watermark;
 pub mod window;
+
+pub mod codec;

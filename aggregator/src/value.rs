@@ -108,12 +108,18 @@ impl<'a> Value<'a> {
     pub fn compare(&self, other: &Value<'_>) -> Option<Ordering> {
         match (self, other) {
             (Value::Int(left), Value::Int(right)) => Some(left.cmp(right)),
-            (Value::String(left), Value::String(right)) => Some(left.as_bytes().cmp(right.as_bytes())),
+            (Value::String(left), Value::String(right)) => {
+                Some(left.as_bytes().cmp(right.as_bytes()))
+            }
             (Value::Bool(left), Value::Bool(right)) => Some(left.cmp(right)),
             (Value::Bytes(left), Value::Bytes(right)) => Some(left.cmp(right)),
             (Value::Double(left), Value::Double(right)) => Some(compare_doubles(*left, *right)),
-            (Value::Double(left), right) => Some(compare_number_with_double(right.as_decimal()?, *left).reverse()),
-            (left, Value::Double(right)) => Some(compare_number_with_double(left.as_decimal()?, *right)),
+            (Value::Double(left), right) => {
+                Some(compare_number_with_double(right.as_decimal()?, *left).reverse())
+            }
+            (left, Value::Double(right)) => {
+                Some(compare_number_with_double(left.as_decimal()?, *right))
+            }
             (left, right) => Some(left.as_decimal()?.cmp(&right.as_decimal()?)),
         }
     }
@@ -130,7 +136,9 @@ impl<'a> Value<'a> {
                 Value::Bytes(_) => 4,
             }
         }
-        rank(self).cmp(&rank(other)).then_with(|| self.compare(other).unwrap_or(Ordering::Equal))
+        rank(self)
+            .cmp(&rank(other))
+            .then_with(|| self.compare(other).unwrap_or(Ordering::Equal))
     }
 
     /// Appends the canonical encoding (see the top of this file).
@@ -164,12 +172,14 @@ impl<'a> Value<'a> {
             4 => {
                 let [scale] = take(input)?;
                 let mantissa = i128::from_le_bytes(take(input)?);
-                let decimal = Decimal::new(mantissa, u32::from(scale)).ok_or(ValueCodecError::Invalid("decimal"))?;
+                let decimal = Decimal::new(mantissa, u32::from(scale))
+                    .ok_or(ValueCodecError::Invalid("decimal"))?;
                 Value::Decimal(decimal)
             }
             5 => Value::Double(f64::from_bits(u64::from_le_bytes(take(input)?))),
             6 => {
-                let text = std::str::from_utf8(take_bytes(input)?).map_err(|_| ValueCodecError::Invalid("string"))?;
+                let text = std::str::from_utf8(take_bytes(input)?)
+                    .map_err(|_| ValueCodecError::Invalid("string"))?;
                 Value::String(Cow::Borrowed(text))
             }
             7 => Value::Bytes(Cow::Borrowed(take_bytes(input)?)),
@@ -186,9 +196,15 @@ impl<'a> Value<'a> {
             // Writing to a String cannot fail.
             Value::Int(value) => _ = write!(out, "{value}"),
             Value::Decimal(value) => _ = write!(out, "{value}"),
-            Value::Double(value) if value.is_finite() => _ = write!(out, "{}", if *value == 0.0 { 0.0 } else { *value }),
+            Value::Double(value) if value.is_finite() => {
+                _ = write!(out, "{}", if *value == 0.0 { 0.0 } else { *value })
+            }
             Value::Double(value) if value.is_nan() => out.push_str("\"NaN\""),
-            Value::Double(value) => out.push_str(if *value > 0.0 { "\"Infinity\"" } else { "\"-Infinity\"" }),
+            Value::Double(value) => out.push_str(if *value > 0.0 {
+                "\"Infinity\""
+            } else {
+                "\"-Infinity\""
+            }),
             Value::String(value) => write_json_string(value, out),
             Value::Bytes(value) => write_base64(value, out),
         }
@@ -257,14 +273,19 @@ fn write_base64(bytes: &[u8], out: &mut String) {
 }
 
 fn compare_doubles(left: f64, right: f64) -> Ordering {
-    left.partial_cmp(&right).unwrap_or_else(|| left.is_nan().cmp(&right.is_nan()))
+    left.partial_cmp(&right)
+        .unwrap_or_else(|| left.is_nan().cmp(&right.is_nan()))
 }
 
 fn compare_number_with_double(number: Decimal, double: f64) -> Ordering {
     if double.is_finite() {
         return compare_with_double(number, double);
     }
-    if double == f64::NEG_INFINITY { Ordering::Greater } else { Ordering::Less }
+    if double == f64::NEG_INFINITY {
+        Ordering::Greater
+    } else {
+        Ordering::Less
+    }
 }
 
 fn encode_int(value: i64, out: &mut Vec<u8>) {
@@ -290,14 +311,18 @@ fn encode_bytes(tag: u8, bytes: &[u8], out: &mut Vec<u8>) {
 }
 
 fn take<const N: usize>(input: &mut &[u8]) -> Result<[u8; N], ValueCodecError> {
-    let (head, tail) = input.split_first_chunk::<N>().ok_or(ValueCodecError::Truncated)?;
+    let (head, tail) = input
+        .split_first_chunk::<N>()
+        .ok_or(ValueCodecError::Truncated)?;
     *input = tail;
     Ok(*head)
 }
 
 fn take_bytes<'a>(input: &mut &'a [u8]) -> Result<&'a [u8], ValueCodecError> {
     let length = u32::from_le_bytes(take(input)?) as usize;
-    let (head, tail) = input.split_at_checked(length).ok_or(ValueCodecError::Truncated)?;
+    let (head, tail) = input
+        .split_at_checked(length)
+        .ok_or(ValueCodecError::Truncated)?;
     *input = tail;
     Ok(head)
 }
@@ -319,7 +344,9 @@ mod tests {
             any::<bool>().prop_map(Value::Bool),
             any::<i64>().prop_map(Value::Int),
             (-20i64..20).prop_map(Value::Int),
-            (-2000i64..2000, 0u32..4).prop_map(|(mantissa, scale)| Value::Decimal(Decimal::new(mantissa.into(), scale).unwrap())),
+            (-2000i64..2000, 0u32..4).prop_map(|(mantissa, scale)| Value::Decimal(
+                Decimal::new(mantissa.into(), scale).unwrap()
+            )),
             any::<f64>().prop_map(Value::Double),
             (-2000i32..2000).prop_map(|eighths| Value::Double(f64::from(eighths) / 8.0)),
             ".{0,4}".prop_map(|text| Value::String(text.into())),
@@ -364,26 +391,44 @@ mod tests {
     #[test]
     fn one_and_one_point_zero_are_one_group() {
         let int = Value::Int(1);
-        for other in [Value::Decimal(Decimal::new(100, 2).unwrap()), Value::Double(1.0)] {
+        for other in [
+            Value::Decimal(Decimal::new(100, 2).unwrap()),
+            Value::Double(1.0),
+        ] {
             assert_eq!(int, other);
             assert_eq!(encoded(&int), encoded(&other));
         }
         assert_eq!(encoded(&Value::Double(-0.0)), encoded(&Value::Int(0)));
-        assert_eq!(encoded(&Value::Double(f64::NAN)), encoded(&Value::Double(-f64::NAN)));
+        assert_eq!(
+            encoded(&Value::Double(f64::NAN)),
+            encoded(&Value::Double(-f64::NAN))
+        );
     }
 
     #[test]
     fn values_of_different_types_do_not_compare() {
         assert_eq!(Value::Int(1).compare(&Value::String("1".into())), None);
         assert_eq!(Value::Null.compare(&Value::Int(1)), None);
-        assert_eq!(Value::Double(f64::NAN).compare(&Value::Int(1)), Some(Ordering::Greater));
+        assert_eq!(
+            Value::Double(f64::NAN).compare(&Value::Int(1)),
+            Some(Ordering::Greater)
+        );
     }
 
     #[test]
     fn json_output_is_valid_and_canonical() {
-        assert_eq!(Value::Decimal(Decimal::new(1200, 2).unwrap()).to_json(), "12");
+        assert_eq!(
+            Value::Decimal(Decimal::new(1200, 2).unwrap()).to_json(),
+            "12"
+        );
         assert_eq!(Value::Double(f64::INFINITY).to_json(), "\"Infinity\"");
-        assert_eq!(Value::Bytes(vec![1, 2, 3, 4].into()).to_json(), "\"AQIDBA==\"");
-        assert_eq!(Value::String("a\"\u{1}\n".into()).to_json(), "\"a\\\"\\u0001\\n\"");
+        assert_eq!(
+            Value::Bytes(vec![1, 2, 3, 4].into()).to_json(),
+            "\"AQIDBA==\""
+        );
+        assert_eq!(
+            Value::String("a\"\u{1}\n".into()).to_json(),
+            "\"a\\\"\\u0001\\n\""
+        );
     }
 }
