@@ -2,6 +2,12 @@
 
 pub mod batch;
 pub mod compression;
+pub mod error;
+pub mod frame;
+pub mod guard;
+pub mod versions;
 
 /// The one version of the message crate that the workspace speaks: every dependent takes message types from here.
 pub use kafka_protocol as messages;
+
+pub use error::ErrorCode;
