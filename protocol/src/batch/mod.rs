@@ -5,6 +5,7 @@ pub mod header;
 pub mod iter;
 pub mod records;
 pub mod stamped;
+pub mod validate;
 
 pub use builder::BatchBuilder;
 pub use header::{BATCH_HEADER_BYTES, BatchHeader, TimestampType};
