@@ -3,6 +3,7 @@
 pub mod batch;
 pub mod compression;
 pub mod error;
+pub mod fetch_response;
 pub mod frame;
 pub mod guard;
 pub mod versions;
