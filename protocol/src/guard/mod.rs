@@ -4,6 +4,8 @@
 //! decode allocates no more than a small multiple of the frame. Bytes after the body are tolerated, as Kafka does.
 
 mod schema;
+#[cfg(test)]
+mod tests;
 
 use crate::versions::Api;
 use schema::{Field, Kind};
