@@ -155,6 +155,16 @@ impl<'a> Reader<'a> {
         Err(CodecError::Overflow { what: self.what })
     }
 
+    /// Eight bytes, the least first.
+    pub fn unsigned64_le(&mut self) -> Result<u64, CodecError> {
+        let (bytes, rest) = self
+            .rest
+            .split_first_chunk::<8>()
+            .ok_or(CodecError::Truncated { what: self.what })?;
+        self.rest = rest;
+        Ok(u64::from_le_bytes(*bytes))
+    }
+
     pub fn unsigned32(&mut self) -> Result<u32, CodecError> {
         u32::try_from(self.unsigned()?).map_err(|_| CodecError::Overflow { what: self.what })
     }

@@ -33,13 +33,12 @@ use bytes::Bytes;
 use streamgauge_protocol::batch::{BatchError, BatchHeader, BatchRecords, RecordError, RecordRef};
 use thiserror::Error;
 
-use crate::accumulator::encode_all;
+use crate::accumulator::{Accumulator, encode_all};
 use crate::job::{Job, Reading};
 use crate::partial::{
     Cover, PartialBatch, PartialBatchBuilder, SourceRecord, encode_dead_letter,
     encode_late_candidate,
 };
-use crate::value::Value;
 use crate::watermark::{SourceWatermark, WATERMARK_MIN, least_active};
 use crate::window::{Window, WindowAssigner};
 
@@ -353,11 +352,11 @@ impl<J: Job> Combiner<J> {
             .sources
             .get_mut(&source_partition)
             .ok_or(CombineError::NotAssigned(source_partition))?;
-        if let Some(timeout) = self.job.idle_timeout_ms() {
-            if now_ms.saturating_sub(source.active_at_ms) >= timeout {
-                source.state.idle = true;
-                self.advance_watermark_of_job();
-            }
+        if let Some(timeout) = self.job.idle_timeout_ms()
+            && now_ms.saturating_sub(source.active_at_ms) >= timeout
+        {
+            source.state.idle = true;
+            self.advance_watermark_of_job();
         }
         Ok(())
     }
@@ -487,7 +486,7 @@ impl<J: Job> Combiner<J> {
             next_offset: source.next_offset,
         };
         let mut group = Vec::new();
-        let mut inputs = Vec::new();
+        let mut scratch = J::Scratch::default();
         let mut outcome = Ok(true);
         for record in records.iter() {
             let record = match record {
@@ -505,8 +504,7 @@ impl<J: Job> Combiner<J> {
                 break;
             }
             group.clear();
-            inputs.clear();
-            self.add_record(&mut fold, &record, &mut group, &mut inputs);
+            self.add_record(&mut fold, &record, &mut scratch, &mut group);
             fold.next_offset = record.offset + 1;
         }
         if let Some(source) = self.sources.get_mut(&source_partition) {
@@ -521,11 +519,11 @@ impl<J: Job> Combiner<J> {
         &mut self,
         fold: &mut Fold<J>,
         record: &RecordRef<'a>,
+        scratch: &mut J::Scratch<'a>,
         group: &mut Vec<u8>,
-        inputs: &mut Vec<Value<'a>>,
     ) {
         self.counters.records_in += 1;
-        let reading = fold.job.read(fold.source_partition, record, group, inputs);
+        let reading = fold.job.read(fold.source_partition, record, scratch, group);
         let (event_time, wanted) = match reading {
             Reading::Row { event_time } => (event_time, true),
             Reading::Filtered { event_time } => (event_time, false),
@@ -542,10 +540,10 @@ impl<J: Job> Combiner<J> {
             self.counters.filtered += 1;
             return;
         }
-        if fold.always_whole || window.is_closed_at(watermark.max(self.internal_watermark_max)) {
-            if self.add_late_candidate(fold, record, watermark, event_time, window, group, inputs) {
-                return;
-            }
+        if (fold.always_whole || window.is_closed_at(watermark.max(self.internal_watermark_max)))
+            && self.add_late_candidate(fold, record, scratch, watermark, event_time, window, group)
+        {
+            return;
         }
         let hash = self.pending.hash(window, group);
         let row = match self.pending.find(hash, window, group) {
@@ -566,14 +564,7 @@ impl<J: Job> Combiner<J> {
         {
             return;
         }
-        for (accumulator, input) in self
-            .pending
-            .accumulators_mut(row)
-            .iter_mut()
-            .zip(inputs.iter())
-        {
-            accumulator.add(input);
-        }
+        fold.job.add(scratch, self.pending.accumulators_mut(row));
     }
 
     /// False if the record's window is open after all in the internal partition that the record belongs to.
@@ -582,11 +573,11 @@ impl<J: Job> Combiner<J> {
         &mut self,
         fold: &Fold<J>,
         record: &RecordRef<'_>,
+        scratch: &J::Scratch<'_>,
         watermark: i64,
         event_time: i64,
         window: Window,
         group: &[u8],
-        inputs: &[Value<'_>],
     ) -> bool {
         let partition = partition_for_key(
             &fold.job.result_key(group),
@@ -607,11 +598,9 @@ impl<J: Job> Combiner<J> {
             .job
             .functions()
             .iter()
-            .map(|function| crate::accumulator::Accumulator::new(*function))
+            .map(|function| Accumulator::new(*function))
             .collect();
-        for (accumulator, input) in accumulators.iter_mut().zip(inputs) {
-            accumulator.add(input);
-        }
+        self.job.add(scratch, &mut accumulators);
         let whole = source_record(fold.source_partition, record, self.job.keeps_late_records());
         let encoded = encode_late_candidate(
             judged_at,

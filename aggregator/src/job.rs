@@ -5,12 +5,14 @@ use std::borrow::Cow;
 use streamgauge_protocol::batch::RecordRef;
 
 use crate::accumulator::{Accumulator, AggregateFunction};
-use crate::value::Value;
 use crate::window::{Window, WindowAssigner};
 
 /// A job's pure functions: of a record, and of a group's aggregates in a window.
 pub trait Job {
-    /// The aggregates, in the order of [`Job::read`]'s inputs and of the accumulators in a row.
+    /// Memory for decoding, used again for each record of a batch.
+    type Scratch<'a>: Default;
+
+    /// The aggregates, in the order of the accumulators in a row.
     fn functions(&self) -> &[AggregateFunction];
 
     fn windows(&self) -> WindowAssigner;
@@ -27,15 +29,18 @@ pub trait Job {
     /// Records that cannot be read are wanted whole, not only counted.
     fn keeps_dead_letters(&self) -> bool;
 
-    /// Evaluates a record. For [`Reading::Row`] the canonical bytes of the group key have been appended to `group` and one value for each
-    /// aggregate to `inputs`; both come empty.
+    /// Evaluates a record. For [`Reading::Row`] the canonical bytes of the group key have been appended to `group`, which comes empty, and
+    /// `scratch` holds what [`Job::add`] needs. Everything is checked here: a value that an aggregate cannot take makes a bad record.
     fn read<'a>(
         &self,
         source_partition: i32,
         record: &RecordRef<'a>,
+        scratch: &mut Self::Scratch<'a>,
         group: &mut Vec<u8>,
-        inputs: &mut Vec<Value<'a>>,
     ) -> Reading;
+
+    /// Adds the record that was read last into `scratch` to the accumulators of its row, one for each of [`Job::functions`].
+    fn add(&self, scratch: &Self::Scratch<'_>, accumulators: &mut [Accumulator]);
 
     /// The key of a group's results. It depends on the group only: its hash chooses the group's internal partition, which is
     /// also the derived topic's partition.

@@ -12,3 +12,8 @@ pub mod watermark;
 pub mod window;
 
 pub mod codec;
+
+#[cfg(test)]
+mod exactly_once;
+#[cfg(test)]
+mod testing;

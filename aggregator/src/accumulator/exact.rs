@@ -45,13 +45,12 @@ impl ExactSum {
     /// Adds `mantissa / 10^scale`; `scale` is at most [`SCALE_MAX`].
     #[inline]
     pub fn add_decimal(&mut self, mantissa: i128, scale: u32) {
-        if scale == self.scale {
-            if let Mantissa::Small(total) = &mut self.mantissa {
-                if let Some(sum) = total.checked_add(mantissa) {
-                    *total = sum;
-                    return;
-                }
-            }
+        if scale == self.scale
+            && let Mantissa::Small(total) = &mut self.mantissa
+            && let Some(sum) = total.checked_add(mantissa)
+        {
+            *total = sum;
+            return;
         }
         self.add_slowly(&ExactSum {
             scale,
@@ -98,14 +97,14 @@ impl ExactSum {
     #[cold]
     fn add_slowly(&mut self, other: &ExactSum) {
         let scale = self.scale.max(other.scale);
-        if let (Some(left), Some(right)) = (self.small_at(scale), other.small_at(scale)) {
-            if let Some(sum) = left.checked_add(right) {
-                *self = ExactSum {
-                    scale,
-                    mantissa: Mantissa::Small(sum),
-                };
-                return;
-            }
+        if let (Some(left), Some(right)) = (self.small_at(scale), other.small_at(scale))
+            && let Some(sum) = left.checked_add(right)
+        {
+            *self = ExactSum {
+                scale,
+                mantissa: Mantissa::Small(sum),
+            };
+            return;
         }
         *self = ExactSum::from_big(self.big_at(scale) + other.big_at(scale), scale);
     }

@@ -13,6 +13,9 @@ use crate::window::Window;
 /// The groups of one window. Whoever needs an order sorts: a hash map has none.
 pub type Groups = HashMap<Box<[u8]>, Box<[Accumulator]>, RandomState>;
 
+/// A group's bytes and its accumulators.
+pub type GroupRef<'a> = (&'a [u8], &'a [Accumulator]);
+
 /// See the top of this file.
 #[derive(Debug)]
 pub struct WindowState {
@@ -83,7 +86,7 @@ impl WindowState {
     }
 
     /// Every window with its groups in the order of their bytes.
-    pub fn sorted(&self) -> impl Iterator<Item = (Window, Vec<(&[u8], &[Accumulator])>)> + '_ {
+    pub fn sorted(&self) -> impl Iterator<Item = (Window, Vec<GroupRef<'_>>)> + '_ {
         self.windows.iter().map(|(window, pane)| {
             let mut groups: Vec<_> = pane
                 .groups
