@@ -244,6 +244,8 @@ public class Client {
     static String create(String topic, int partitions, Map<String, String> config) throws Exception {
         try (var admin = admin()) {
             admin.createTopics(List.of(new NewTopic(topic, partitions, (short) 1).configs(config))).all().get();
+            // A broker may learn of the topic a moment after the controller has answered.
+            waitFor("the topic to be known", () -> admin.listTopics().names().get().contains(topic));
         }
         return topic;
     }
