@@ -1,0 +1,40 @@
+//! Settings of the group coordinator, with Apache Kafka's defaults (`GroupCoordinatorConfig`, `OffsetConfig`).
+
+/// Names are Kafka's, with the unit last.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GroupConfig {
+    /// `group.min.session.timeout.ms`
+    pub session_timeout_ms_min: i32,
+    /// `group.max.session.timeout.ms`
+    pub session_timeout_ms_max: i32,
+    /// `group.initial.rebalance.delay.ms`: how long a new group waits for more members before its first generation.
+    pub initial_rebalance_delay_ms: i64,
+    /// `group.max.size`
+    pub group_size_max: usize,
+    /// `offset.metadata.max.bytes` (Kafka counts UTF-16 units)
+    pub offset_metadata_max: usize,
+    /// `offsets.retention.minutes`
+    pub offsets_retention_ms: i64,
+    /// `offsets.retention.check.interval.ms`
+    pub offsets_retention_check_interval_ms: i64,
+    /// `offsets.topic.num.partitions`; must never change while the topic lives.
+    pub offsets_topic_partitions: i32,
+    /// Requests that may wait for one offsets partition before clients are told to back off.
+    pub mailbox_requests_max: usize,
+}
+
+impl Default for GroupConfig {
+    fn default() -> Self {
+        Self {
+            session_timeout_ms_min: 6_000,
+            session_timeout_ms_max: 1_800_000,
+            initial_rebalance_delay_ms: 3_000,
+            group_size_max: i32::MAX as usize,
+            offset_metadata_max: 4_096,
+            offsets_retention_ms: 7 * 24 * 60 * 60 * 1_000,
+            offsets_retention_check_interval_ms: 600_000,
+            offsets_topic_partitions: 50,
+            mailbox_requests_max: 1_024,
+        }
+    }
+}

@@ -1,0 +1,380 @@
+//! The group coordinator of a broker: every group API as an async method that takes and returns the wire's messages.
+//!
+//! A group belongs to one partition of `__consumer_offsets` (Kafka's rule, [`GroupCoordinator::partition_for`]), and
+//! is served by the leader of that partition. The host says which partitions it leads.
+
+use super::classic::{JoinReply, Joined};
+use super::config::GroupConfig;
+use super::coordinator::{Reply, Request, RequestInfo, text};
+use super::log::{CoordinatorLog, TopicLookup};
+use super::runtime::{self, Clock, Envelope};
+use kafka_protocol::error::ResponseError;
+use kafka_protocol::messages::delete_groups_response::DeletableGroupResult;
+use kafka_protocol::messages::describe_groups_response::DescribedGroup;
+use kafka_protocol::messages::join_group_response::JoinGroupResponseMember;
+use kafka_protocol::messages::leave_group_request::MemberIdentity;
+use kafka_protocol::messages::leave_group_response::MemberResponse;
+use kafka_protocol::messages::{
+    DeleteGroupsRequest, DeleteGroupsResponse, DescribeGroupsRequest, DescribeGroupsResponse,
+    GroupId, HeartbeatRequest, HeartbeatResponse, JoinGroupRequest, JoinGroupResponse,
+    LeaveGroupRequest, LeaveGroupResponse, ListGroupsRequest, ListGroupsResponse, SyncGroupRequest,
+    SyncGroupResponse,
+};
+use std::collections::HashMap;
+use std::sync::{Arc, PoisonError, RwLock};
+use tokio::sync::{mpsc, oneshot};
+
+/// All offsets partitions that this broker leads.
+pub struct GroupCoordinator {
+    pub(super) config: GroupConfig,
+    pub(super) topics: Arc<dyn TopicLookup>,
+    clock: Clock,
+    partitions: RwLock<HashMap<i32, mpsc::Sender<Envelope>>>,
+}
+
+impl GroupCoordinator {
+    /// A coordinator that leads no partition yet.
+    pub fn new(config: GroupConfig, topics: Arc<dyn TopicLookup>, clock: Clock) -> Self {
+        Self {
+            config,
+            topics,
+            clock,
+            partitions: RwLock::default(),
+        }
+    }
+
+    /// The broker leads this offsets partition from now on: starts its task, which loads the log first.
+    /// Must be called within a tokio runtime. A task of an earlier leadership is replaced.
+    pub fn become_leader(&self, partition: i32, log: Arc<dyn CoordinatorLog>) {
+        let (sender, mailbox) = mpsc::channel(self.config.mailbox_requests_max.max(1));
+        tokio::spawn(runtime::run(
+            log,
+            self.config.clone(),
+            self.clock.clone(),
+            mailbox,
+        ));
+        self.partitions
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(partition, sender);
+    }
+
+    /// The broker does not lead this partition any more: its groups' waiting requests get NOT_COORDINATOR.
+    pub fn resign(&self, partition: i32) {
+        self.partitions
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(&partition);
+    }
+
+    /// The offsets partition of a group: the absolute value of Java's `String.hashCode`, modulo the partition count.
+    pub fn partition_for(&self, group_id: &str) -> i32 {
+        partition_for(group_id, self.config.offsets_topic_partitions)
+    }
+
+    /// Topics are gone: removes their committed offsets here. Call on every broker.
+    pub async fn topics_deleted(&self, topics: Vec<String>) {
+        for sender in self.senders() {
+            // A partition that is loading or has moved is cleaned when its offsets expire.
+            let _ = Self::ask(Some(sender), Request::TopicsDeleted(topics.clone())).await;
+        }
+    }
+
+    fn senders(&self) -> Vec<mpsc::Sender<Envelope>> {
+        self.partitions
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .values()
+            .cloned()
+            .collect()
+    }
+
+    async fn ask(
+        sender: Option<mpsc::Sender<Envelope>>,
+        request: Request,
+    ) -> Result<Reply, ResponseError> {
+        let sender = sender.ok_or(ResponseError::NotCoordinator)?;
+        let (answer, reply) = oneshot::channel();
+        sender
+            .send(Envelope { request, answer })
+            .await
+            .map_err(|_| ResponseError::NotCoordinator)?;
+        drop(sender);
+        reply.await.map_err(|_| ResponseError::NotCoordinator)?
+    }
+
+    pub(super) async fn ask_group(
+        &self,
+        group_id: &str,
+        request: Request,
+    ) -> Result<Reply, ResponseError> {
+        let partition = self.partition_for(group_id);
+        let sender = self
+            .partitions
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(&partition)
+            .cloned();
+        Self::ask(sender, request).await
+    }
+
+    /// JoinGroup 0-9; answers when the generation begins.
+    pub async fn join_group(
+        &self,
+        info: RequestInfo,
+        request: JoinGroupRequest,
+    ) -> JoinGroupResponse {
+        let version = info.api_version;
+        let (group_id, member_id) = (request.group_id.clone(), request.member_id.to_string());
+        let new_member_suffix = uuid::Uuid::new_v4().to_string();
+        let reply = match self
+            .ask_group(
+                &group_id,
+                Request::Join {
+                    info,
+                    request,
+                    new_member_suffix,
+                },
+            )
+            .await
+        {
+            Ok(Reply::Join(reply)) => reply,
+            Ok(_) => JoinReply::Failed {
+                error: ResponseError::UnknownServerError,
+                member_id,
+            },
+            Err(error) => JoinReply::Failed { error, member_id },
+        };
+        join_response(reply, version)
+    }
+
+    /// SyncGroup 0-5; answers when the leader's assignment has committed.
+    pub async fn sync_group(
+        &self,
+        info: RequestInfo,
+        request: SyncGroupRequest,
+    ) -> SyncGroupResponse {
+        let named = request.protocol_name.is_some() && request.protocol_type.is_some();
+        if info.api_version >= 5 && !named {
+            let code = ResponseError::InconsistentGroupProtocol.code();
+            return SyncGroupResponse::default().with_error_code(code);
+        }
+        let group_id = request.group_id.clone();
+        let synced = match self.ask_group(&group_id, Request::Sync(request)).await {
+            Ok(Reply::Sync(synced)) => synced,
+            other => Err(unexpected(other)),
+        };
+        match synced {
+            Ok(synced) => SyncGroupResponse::default()
+                .with_protocol_type(synced.protocol_type.as_deref().map(text))
+                .with_protocol_name(synced.protocol.as_deref().map(text))
+                .with_assignment(synced.assignment),
+            Err(error) => SyncGroupResponse::default().with_error_code(error.code()),
+        }
+    }
+
+    /// Heartbeat 0-4.
+    pub async fn heartbeat(&self, request: HeartbeatRequest) -> HeartbeatResponse {
+        let group_id = request.group_id.clone();
+        let error = match self.ask_group(&group_id, Request::Heartbeat(request)).await {
+            Ok(Reply::Heartbeat(Ok(()))) => 0,
+            Ok(Reply::Heartbeat(Err(error))) => error.code(),
+            // A loading coordinator keeps members alive anyway, so that clients need not rejoin.
+            Err(ResponseError::CoordinatorLoadInProgress) => 0,
+            other => unexpected(other).code(),
+        };
+        HeartbeatResponse::default().with_error_code(error)
+    }
+
+    /// LeaveGroup 0-5; from 3 on several members at once.
+    pub async fn leave_group(
+        &self,
+        info: RequestInfo,
+        mut request: LeaveGroupRequest,
+    ) -> LeaveGroupResponse {
+        let single = info.api_version <= 2;
+        if single {
+            request.members =
+                vec![MemberIdentity::default().with_member_id(request.member_id.clone())];
+        }
+        let (group_id, members) = (request.group_id.clone(), request.members.clone());
+        let results = match self.ask_group(&group_id, Request::Leave(request)).await {
+            Ok(Reply::Leave(Ok(results))) => results,
+            Ok(Reply::Leave(Err(error))) => {
+                return LeaveGroupResponse::default().with_error_code(error.code());
+            }
+            other => {
+                return LeaveGroupResponse::default().with_error_code(unexpected(other).code());
+            }
+        };
+        let code = |result: &Result<(), ResponseError>| {
+            result.as_ref().err().map_or(0, ResponseError::code)
+        };
+        let mut response = LeaveGroupResponse::default();
+        if single {
+            response.error_code = results.first().map_or(0, code);
+            return response;
+        }
+        for (member, result) in members.into_iter().zip(&results) {
+            response.members.push(
+                MemberResponse::default()
+                    .with_member_id(member.member_id)
+                    .with_group_instance_id(member.group_instance_id)
+                    .with_error_code(code(result)),
+            );
+        }
+        response
+    }
+
+    /// DescribeGroups 0-6.
+    pub async fn describe_groups(
+        &self,
+        info: RequestInfo,
+        request: DescribeGroupsRequest,
+    ) -> DescribeGroupsResponse {
+        let mut response = DescribeGroupsResponse::default();
+        for group_id in request.groups {
+            let described = match self
+                .ask_group(&group_id, Request::Describe(group_id.clone()))
+                .await
+            {
+                Ok(Reply::Describe(Some(described))) => described,
+                Ok(Reply::Describe(None)) => missing_group(group_id, info.api_version),
+                other => DescribedGroup::default()
+                    .with_group_id(group_id)
+                    .with_error_code(unexpected(other).code()),
+            };
+            response.groups.push(described);
+        }
+        response
+    }
+
+    /// ListGroups 0-5, of the partitions led here. Filters ignore case, as Kafka's do.
+    pub async fn list_groups(
+        &self,
+        info: RequestInfo,
+        request: ListGroupsRequest,
+    ) -> ListGroupsResponse {
+        let mut response = ListGroupsResponse::default();
+        for sender in self.senders() {
+            match Self::ask(Some(sender), Request::List).await {
+                Ok(Reply::List(groups)) => response.groups.extend(groups),
+                Err(ResponseError::NotCoordinator) => {}
+                other => {
+                    let code = unexpected(other).code();
+                    return ListGroupsResponse::default().with_error_code(code);
+                }
+            }
+        }
+        let passes = |filter: &[kafka_protocol::protocol::StrBytes], value: &str| {
+            filter.is_empty()
+                || filter
+                    .iter()
+                    .any(|wanted| wanted.eq_ignore_ascii_case(value))
+        };
+        response.groups.retain(|group| {
+            passes(&request.states_filter, &group.group_state)
+                && passes(&request.types_filter, &group.group_type)
+        });
+        for group in &mut response.groups {
+            if info.api_version < 4 {
+                group.group_state = Default::default();
+            }
+            if info.api_version < 5 {
+                group.group_type = Default::default();
+            }
+        }
+        response
+    }
+
+    /// DeleteGroups 0-2.
+    pub async fn delete_groups(&self, request: DeleteGroupsRequest) -> DeleteGroupsResponse {
+        let mut response = DeleteGroupsResponse::default();
+        for group_id in request.groups_names {
+            let error = match self
+                .ask_group(&group_id, Request::Delete(group_id.clone()))
+                .await
+            {
+                Ok(Reply::Delete(Ok(()))) => 0,
+                Ok(Reply::Delete(Err(error))) => error.code(),
+                other => unexpected(other).code(),
+            };
+            response.results.push(
+                DeletableGroupResult::default()
+                    .with_group_id(group_id)
+                    .with_error_code(error),
+            );
+        }
+        response
+    }
+}
+
+/// The partition of `count` that a group belongs to.
+pub fn partition_for(group_id: &str, count: i32) -> i32 {
+    let hash = group_id.encode_utf16().fold(0i32, |hash, unit| {
+        hash.wrapping_mul(31).wrapping_add(i32::from(unit))
+    });
+    // `Utils.abs`: the one value without a positive counterpart counts as 0.
+    hash.checked_abs().unwrap_or(0) % count.max(1)
+}
+
+/// The error in an answer, or the one that says the answer is of the wrong kind.
+pub(super) fn unexpected(answer: Result<Reply, ResponseError>) -> ResponseError {
+    answer.err().unwrap_or(ResponseError::UnknownServerError)
+}
+
+fn missing_group(group_id: GroupId, version: i16) -> DescribedGroup {
+    let described = DescribedGroup::default()
+        .with_group_id(group_id.clone())
+        .with_group_state(text("Dead"));
+    if version < 6 {
+        return described;
+    }
+    let message = format!("Group {} not found.", group_id.as_str());
+    described
+        .with_error_code(ResponseError::GroupIdNotFound.code())
+        .with_error_message(Some(text(&message)))
+}
+
+fn join_response(reply: JoinReply, version: i16) -> JoinGroupResponse {
+    // Before version 7 the protocol's name cannot be null.
+    let no_name = if version >= 7 {
+        None
+    } else {
+        Some(Default::default())
+    };
+    match reply {
+        JoinReply::Failed { error, member_id } => JoinGroupResponse::default()
+            .with_error_code(error.code())
+            .with_generation_id(-1)
+            .with_protocol_name(no_name)
+            .with_member_id(text(&member_id)),
+        JoinReply::Joined(joined) => joined_response(joined, version),
+    }
+}
+
+fn joined_response(joined: Joined, version: i16) -> JoinGroupResponse {
+    let mut response = JoinGroupResponse::default()
+        .with_generation_id(joined.generation)
+        .with_protocol_type(
+            joined
+                .protocol_type
+                .as_deref()
+                .filter(|_| version >= 7)
+                .map(text),
+        )
+        .with_protocol_name(Some(text(joined.protocol.as_deref().unwrap_or_default())))
+        .with_leader(text(&joined.leader))
+        .with_skip_assignment(joined.skip_assignment && version >= 9)
+        .with_member_id(text(&joined.member_id));
+    for (member_id, instance, metadata) in joined.members {
+        let instance = instance.as_deref().filter(|_| version >= 5).map(text);
+        response.members.push(
+            JoinGroupResponseMember::default()
+                .with_member_id(text(&member_id))
+                .with_group_instance_id(instance)
+                .with_metadata(metadata),
+        );
+    }
+    response
+}
