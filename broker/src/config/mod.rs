@@ -3,12 +3,12 @@
 //! `definition` is one setting, `topic_table` and `broker_table` are all of them, `settings` is
 //! their text form in layers, `topic` and `broker` their typed form, `load` where they come from.
 
-mod broker;
+pub mod broker;
 mod broker_table;
-mod definition;
-mod load;
-mod settings;
-mod topic;
+pub mod definition;
+pub mod load;
+pub mod settings;
+pub mod topic;
 mod topic_table;
 mod yaml;
 
@@ -19,7 +19,9 @@ pub use broker::{BrokerConfig, Listener, LogFormat, local_hostname};
 pub use broker_table::{BROKER_DEFINITIONS, broker_definition, is_dynamic};
 pub use definition::{ConfigType, ConfigValue, Definition, InvalidValue, Validator};
 pub use load::{ConfigError, ConfigLoader, ConfigProblem, ENVIRONMENT_PREFIX};
-pub use settings::{BrokerLayers, ConfigMap, ConfigSource, Origin, StaticSettings, StaticValue};
+pub use settings::{
+    BrokerLayers, ConfigImage, ConfigMap, ConfigSource, Origin, StaticSettings, StaticValue,
+};
 pub use topic::{
     CleanupPolicy, CompressionType, Flush, TimestampType, TopicConfig, TopicConfigError,
     inherited_value,

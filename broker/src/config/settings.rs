@@ -60,6 +60,16 @@ pub struct BrokerLayers<'a> {
     pub fixed: &'a StaticSettings,
 }
 
+/// The settings made at run time, as the cluster's metadata holds them.
+pub trait ConfigImage {
+    /// A topic's overrides, perhaps none; `None` if there is no such topic.
+    fn topic_overrides(&self, topic: &str) -> Option<&ConfigMap>;
+    /// One broker's settings, or with `None` those of all brokers; `None` if there are none.
+    fn broker_overrides(&self, broker: Option<i32>) -> Option<&ConfigMap>;
+}
+
+static NO_SETTINGS: ConfigMap = ConfigMap::new();
+
 impl StaticSettings {
     /// Sets a value unless it is invalid. Later calls win over earlier ones.
     pub fn set(
@@ -105,10 +115,18 @@ impl StaticSettings {
 impl<'a> BrokerLayers<'a> {
     /// The layers of a broker that has no settings made at run time.
     pub fn of_static(fixed: &'a StaticSettings) -> Self {
-        static EMPTY: ConfigMap = ConfigMap::new();
         Self {
-            dynamic_broker: &EMPTY,
-            dynamic_default: &EMPTY,
+            dynamic_broker: &NO_SETTINGS,
+            dynamic_default: &NO_SETTINGS,
+            fixed,
+        }
+    }
+
+    /// The layers of one broker.
+    pub fn new(image: &'a dyn ConfigImage, broker: i32, fixed: &'a StaticSettings) -> Self {
+        Self {
+            dynamic_broker: image.broker_overrides(Some(broker)).unwrap_or(&NO_SETTINGS),
+            dynamic_default: image.broker_overrides(None).unwrap_or(&NO_SETTINGS),
             fixed,
         }
     }
