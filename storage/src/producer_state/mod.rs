@@ -14,6 +14,7 @@ mod property_tests;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 
+use streamgauge_protocol::batch::BatchHeader;
 use thiserror::Error;
 
 pub use entry::{
@@ -389,6 +390,28 @@ impl ProducerState {
 }
 
 impl ProducerBatch {
+    /// What the state needs of a batch; `None` if it has no producer id, or is a control batch
+    /// without `marker`, the content of its one record. The header has been validated.
+    pub fn from_header(header: &BatchHeader, marker: Option<TransactionMarker>) -> Option<Self> {
+        let kind = match (header.is_control(), marker) {
+            _ if !header.has_producer_id() => return None,
+            (true, None) => return None,
+            (true, Some(marker)) => ProducerBatchKind::EndTransaction(marker),
+            (false, _) => ProducerBatchKind::Data {
+                is_transactional: header.is_transactional(),
+            },
+        };
+        Some(Self {
+            producer_id: header.producer_id,
+            producer_epoch: header.producer_epoch,
+            base_sequence: header.base_sequence,
+            base_offset: header.base_offset,
+            last_offset: header.last_offset(),
+            max_timestamp: header.max_timestamp,
+            kind,
+        })
+    }
+
     /// Sequence of the batch's last record; -1 if it has no sequence.
     pub fn last_sequence(&self) -> i32 {
         if self.base_sequence < 0 {
