@@ -22,6 +22,8 @@
 //! ([`Combiner::set_internal_state`]) and reads each source partition from the least such offset. What an internal partition has
 //! already is skipped for it, exactly. The same when merge refuses a batch.
 
+mod flush;
+mod fold;
 pub mod partitioner;
 pub mod pending;
 
@@ -30,19 +32,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use streamgauge_protocol::batch::{BatchError, BatchHeader, BatchRecords, RecordError, RecordRef};
+use streamgauge_protocol::batch::{BatchError, BatchHeader, BatchRecords};
 use thiserror::Error;
 
-use crate::accumulator::{Accumulator, encode_all};
-use crate::job::{Job, Reading};
-use crate::partial::{
-    Cover, PartialBatch, PartialBatchBuilder, SourceRecord, encode_dead_letter,
-    encode_late_candidate,
-};
+use crate::accumulator::encode_all;
+use crate::job::Job;
+use crate::partial::{PartialBatch, PartialBatchBuilder};
 use crate::watermark::{SourceWatermark, WATERMARK_MIN, least_active};
 use crate::window::{Window, WindowAssigner};
 
-use partitioner::partition_for_key;
 use pending::PendingRows;
 
 /// Bounds and cadence of one combiner.
@@ -129,7 +127,7 @@ pub struct Combiner<J> {
     internals: Vec<Internal>,
     pending: PendingRows,
     encoded_bytes: usize,
-    /// Least watermark over the active sources, at its greatest so far.
+    /// Least watermark over the active sources, at its greatest since the last was assigned.
     watermark: i64,
     /// The greatest [`Internal::watermark`].
     internal_watermark_max: i64,
@@ -256,6 +254,8 @@ impl<J: Job> Combiner<J> {
             unconfirmed: true,
         };
         self.sources.insert(source_partition, source);
+        // Found out without this source, so it says nothing of the sources that there are now. What merge knows stays.
+        self.watermark = WATERMARK_MIN;
         next_offset
     }
 
@@ -456,335 +456,6 @@ impl<J: Job> Combiner<J> {
         if let Some(least) = least_active(self.sources.values().map(|source| source.state)) {
             self.watermark = self.watermark.max(least);
         }
-    }
-
-    /// False if the combiner was full before the end.
-    fn add_records(
-        &mut self,
-        source_partition: i32,
-        records: &BatchRecords,
-    ) -> Result<bool, RecordError> {
-        let others = self
-            .sources
-            .iter()
-            .filter(|(partition, _)| **partition != source_partition)
-            .map(|(_, source)| source.state);
-        let others = least_active(others).unwrap_or(i64::MAX);
-        let sole = self.is_sole();
-        let Some(source) = self.sources.get(&source_partition) else {
-            return Ok(true);
-        };
-        let mut fold = Fold {
-            job: self.job.clone(),
-            assigner: self.assigner,
-            source_partition,
-            bound_ms: self.job.max_out_of_orderness_ms(),
-            always_whole: source.unconfirmed && !sole,
-            covered_max: source.covered_max,
-            others,
-            state: source.state,
-            next_offset: source.next_offset,
-        };
-        let mut group = Vec::new();
-        let mut scratch = J::Scratch::default();
-        let mut outcome = Ok(true);
-        for record in records.iter() {
-            let record = match record {
-                Ok(record) => record,
-                Err(error) => {
-                    outcome = Err(error);
-                    break;
-                }
-            };
-            if record.offset < fold.next_offset {
-                continue;
-            }
-            if self.pending_bytes() >= self.config.pending_bytes_max {
-                outcome = Ok(false);
-                break;
-            }
-            group.clear();
-            self.add_record(&mut fold, &record, &mut scratch, &mut group);
-            fold.next_offset = record.offset + 1;
-        }
-        if let Some(source) = self.sources.get_mut(&source_partition) {
-            source.state = fold.state;
-            source.next_offset = fold.next_offset;
-        }
-        outcome
-    }
-
-    #[inline]
-    fn add_record<'a>(
-        &mut self,
-        fold: &mut Fold<J>,
-        record: &RecordRef<'a>,
-        scratch: &mut J::Scratch<'a>,
-        group: &mut Vec<u8>,
-    ) {
-        self.counters.records_in += 1;
-        let reading = fold.job.read(fold.source_partition, record, scratch, group);
-        let (event_time, wanted) = match reading {
-            Reading::Row { event_time } => (event_time, true),
-            Reading::Filtered { event_time } => (event_time, false),
-            Reading::Bad { reason } => return self.add_dead_letter(fold, record, reason),
-        };
-        let Some(window) = fold.assigner.pane_of(event_time) else {
-            return self.add_dead_letter(fold, record, Cow::Borrowed("event time out of range"));
-        };
-        // The watermark before this record's own time: Flink's operator sees the record first. The record cannot close its own window anyway.
-        let watermark = self.watermark;
-        fold.state.observe(event_time, fold.bound_ms);
-        self.watermark = watermark.max(fold.state.watermark.min(fold.others));
-        if !wanted {
-            self.counters.filtered += 1;
-            return;
-        }
-        if (fold.always_whole || window.is_closed_at(watermark.max(self.internal_watermark_max)))
-            && self.add_late_candidate(fold, record, scratch, watermark, event_time, window, group)
-        {
-            return;
-        }
-        let hash = self.pending.hash(window, group);
-        let row = match self.pending.find(hash, window, group) {
-            Some(row) => row,
-            None => {
-                let partition = partition_for_key(
-                    &fold.job.result_key(group),
-                    self.config.internal_partition_count,
-                );
-                if record.offset < fold.covered_max && self.is_covered(fold, record, partition) {
-                    return;
-                }
-                self.pending.insert(hash, window, group, partition)
-            }
-        };
-        if record.offset < fold.covered_max
-            && self.is_covered(fold, record, self.pending.internal_partition(row))
-        {
-            return;
-        }
-        fold.job.add(scratch, self.pending.accumulators_mut(row));
-    }
-
-    /// False if the record's window is open after all in the internal partition that the record belongs to.
-    #[allow(clippy::too_many_arguments)]
-    fn add_late_candidate(
-        &mut self,
-        fold: &Fold<J>,
-        record: &RecordRef<'_>,
-        scratch: &J::Scratch<'_>,
-        watermark: i64,
-        event_time: i64,
-        window: Window,
-        group: &[u8],
-    ) -> bool {
-        let partition = partition_for_key(
-            &fold.job.result_key(group),
-            self.config.internal_partition_count,
-        );
-        let covered = record.offset < fold.covered_max && self.is_covered(fold, record, partition);
-        let Some(internal) = self.internals.get_mut(partition as usize) else {
-            return false;
-        };
-        let judged_at = watermark.max(internal.watermark);
-        if !fold.always_whole && !window.is_closed_at(judged_at) {
-            return false;
-        }
-        if covered {
-            return true;
-        }
-        let mut accumulators: Vec<_> = self
-            .job
-            .functions()
-            .iter()
-            .map(|function| Accumulator::new(*function))
-            .collect();
-        self.job.add(scratch, &mut accumulators);
-        let whole = source_record(fold.source_partition, record, self.job.keeps_late_records());
-        let encoded = encode_late_candidate(
-            judged_at,
-            event_time,
-            window,
-            group,
-            |out| encode_all(&accumulators, out),
-            &whole,
-        );
-        self.encoded_bytes += encoded.len();
-        internal.builder.add_encoded(encoded);
-        internal.has_data = true;
-        self.counters.late_candidates += 1;
-        true
-    }
-
-    fn add_dead_letter(
-        &mut self,
-        fold: &Fold<J>,
-        record: &RecordRef<'_>,
-        reason: Cow<'static, str>,
-    ) {
-        if self.job.keeps_dead_letters() {
-            let partition = fold
-                .source_partition
-                .rem_euclid(self.config.internal_partition_count);
-            let covered =
-                record.offset < fold.covered_max && self.is_covered(fold, record, partition);
-            if let (false, Some(internal)) = (covered, self.internals.get_mut(partition as usize)) {
-                let encoded = encode_dead_letter(
-                    &reason,
-                    &source_record(fold.source_partition, record, true),
-                );
-                self.encoded_bytes += encoded.len();
-                internal.builder.add_encoded(encoded);
-                internal.has_data = true;
-            }
-        }
-        *self.counters.bad.entry(reason).or_default() += 1;
-    }
-
-    #[cold]
-    fn is_covered(&self, fold: &Fold<J>, record: &RecordRef<'_>, internal_partition: i32) -> bool {
-        let internal = self.internals.get(internal_partition as usize);
-        let cover = internal.and_then(|internal| internal.sent.get(&fold.source_partition));
-        cover.is_some_and(|cover| record.offset < cover.to_offset)
-    }
-
-    fn flush_internal(&mut self, index: usize, now_ms: i64) -> Option<PartialBatch> {
-        let sole = self.is_sole();
-        let internal = self.internals.get_mut(index)?;
-        let mut covers = Vec::new();
-        for (partition, source) in &self.sources {
-            let Some(sent) = internal.sent.get(partition) else {
-                continue;
-            };
-            let behind = source.next_offset < sent.to_offset;
-            let news = source.next_offset > sent.to_offset
-                || source.state != sent.state
-                || source.leader_epoch != sent.leader_epoch;
-            if behind || !news {
-                continue;
-            }
-            covers.push(Cover {
-                source_partition: *partition,
-                leader_epoch: source.leader_epoch,
-                from_offset: sent.to_offset,
-                to_offset: source.next_offset,
-                // A watermark that merge has been told never goes back.
-                watermark: source.state.watermark.max(sent.state.watermark),
-                idle: source.state.idle,
-            });
-        }
-        if covers.is_empty() {
-            assert!(
-                !internal.has_data,
-                "rows for internal partition {index} without a cover of their records"
-            );
-            return None;
-        }
-        let due = internal
-            .sent_at_ms
-            .is_none_or(|sent| now_ms.saturating_sub(sent) >= self.config.empty_cover_interval_ms);
-        let closes_window = match internal.open_windows.first() {
-            Some(window) => window.is_closed_at(self.watermark),
-            None => false,
-        } || (!sole
-            && crosses_window_end(self.assigner, internal.watermark, self.watermark));
-        if !internal.has_data && !due && !closes_window {
-            return None;
-        }
-        for cover in &covers {
-            let state = SourceWatermark {
-                watermark: cover.watermark,
-                idle: cover.idle,
-            };
-            let sent = SourceCover {
-                leader_epoch: cover.leader_epoch,
-                to_offset: cover.to_offset,
-                state,
-                combiner_id: self.config.combiner_id,
-            };
-            internal.sent.insert(cover.source_partition, sent);
-        }
-        internal.sent_at_ms = Some(now_ms);
-        internal.has_data = false;
-        let sources = &self.sources;
-        let told = internal
-            .sent
-            .iter()
-            .filter(|(partition, _)| sources.contains_key(partition))
-            .map(|(_, cover)| cover.state);
-        if let Some(least) = least_active(told) {
-            internal.watermark = internal.watermark.max(least);
-        }
-        let closed_at = internal.watermark;
-        while internal
-            .open_windows
-            .first()
-            .is_some_and(|window| window.is_closed_at(closed_at))
-        {
-            internal.open_windows.pop_first();
-        }
-        self.internal_watermark_max = self.internal_watermark_max.max(internal.watermark);
-        let builder = std::mem::take(&mut internal.builder);
-        let batch = builder.finish(
-            index as i32,
-            self.config.combiner_id,
-            self.config.source_partition_count,
-            &covers,
-        );
-        for cover in covers.iter().filter(|cover| cover.idle) {
-            if let Some(source) = self.sources.get_mut(&cover.source_partition) {
-                source.unconfirmed = true;
-            }
-        }
-        Some(batch)
-    }
-}
-
-/// What stays the same, or in registers, over the records of a batch.
-struct Fold<J> {
-    job: Arc<J>,
-    assigner: WindowAssigner,
-    source_partition: i32,
-    bound_ms: i64,
-    always_whole: bool,
-    covered_max: i64,
-    /// Least watermark over the other active sources.
-    others: i64,
-    state: SourceWatermark,
-    next_offset: i64,
-}
-
-/// Between the two watermarks a window ends: not a window that is known to hold anything, but one that another combiner may have filled.
-fn crosses_window_end(assigner: WindowAssigner, told: i64, now: i64) -> bool {
-    if now <= told {
-        return false;
-    }
-    match (
-        assigner.pane_of(told.saturating_add(1)),
-        assigner.pane_of(now.saturating_add(1)),
-    ) {
-        (Some(before), Some(after)) => before != after,
-        _ => true,
-    }
-}
-
-fn source_record(source_partition: i32, record: &RecordRef<'_>, whole: bool) -> SourceRecord {
-    let headers = record.headers.filter(|_| whole).map_while(Result::ok);
-    SourceRecord {
-        source_partition,
-        offset: record.offset,
-        timestamp: record.timestamp,
-        key: record.key.filter(|_| whole).map(Bytes::copy_from_slice),
-        value: record.value.filter(|_| whole).map(Bytes::copy_from_slice),
-        headers: headers
-            .map(|header| {
-                (
-                    Bytes::copy_from_slice(header.key.as_bytes()),
-                    header.value.map(Bytes::copy_from_slice),
-                )
-            })
-            .collect(),
     }
 }
 

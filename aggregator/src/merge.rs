@@ -121,6 +121,8 @@ pub struct DeadLetterRecord {
 /// A batch that was not taken, and the first cover that did not fit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Refusal {
+    /// Whose batch it was: if it is a running combiner's, that one starts anew; a refused replay needs nothing.
+    pub combiner_id: i32,
     pub cover: Cover,
     /// Where the merger's cover of that source partition ends, and its epoch.
     pub to_offset: i64,
@@ -328,6 +330,7 @@ impl<J: Job> Merger<J> {
             let fits =
                 cover.from_offset == known.to_offset && cover.leader_epoch >= known.leader_epoch;
             (!fits).then_some(Refusal {
+                combiner_id: header.combiner_id,
                 cover: *cover,
                 to_offset: known.to_offset,
                 leader_epoch: known.leader_epoch,

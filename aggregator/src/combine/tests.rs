@@ -365,3 +365,55 @@ fn batches_for_unassigned_partitions_are_refused() {
     );
     assert_eq!(combiner.next_offset(0), None);
 }
+
+#[test]
+fn a_new_combiner_goes_on_from_the_watermarks_that_merge_knows() {
+    let cover = |watermark, idle| SourceCover {
+        leader_epoch: 1,
+        to_offset: 4,
+        state: SourceWatermark { watermark, idle },
+        combiner_id: 0,
+    };
+    let mut combiner = Combiner::new(Arc::new(TextJob::new(10, 0)), CombinerConfig::new(1, 2));
+    combiner
+        .set_internal_state(0, [(0, cover(70, false)), (1, cover(30, true))], 70, [])
+        .unwrap();
+    assert_eq!(
+        (
+            combiner.assign_source(0, 2, 0, 0),
+            combiner.assign_source(1, 2, 0, 0)
+        ),
+        (4, 4)
+    );
+    let states: Vec<_> = combiner
+        .source_watermarks()
+        .map(|(_, state)| (state.watermark, state.idle))
+        .collect();
+    assert_eq!(states, [(70, false), (30, true)]);
+    add(&mut combiner, 0, &["75,a,1", "66,a,1"]);
+    let described = describe(&combiner.flush(FIRST_FLUSH_MS));
+    assert_eq!(
+        described,
+        ["0: 4..6 @ 74", "1: 4..4 @ 30 idle", "late 5 at 74", "70/a"]
+    );
+}
+
+#[test]
+fn a_partition_that_is_assigned_later_is_waited_for() {
+    let mut combiner = Combiner::new(Arc::new(TextJob::new(10, 0)), CombinerConfig::new(1, 1));
+    combiner.assign_source(0, 1, 0, 0);
+    add(&mut combiner, 0, &["100,a,1"]);
+    combiner.set_source_partition_count(2);
+    combiner.assign_source(1, 1, 0, 0);
+    add(&mut combiner, 1, &["50,b,1", "40,b,1"]);
+    assert_eq!(
+        describe(&combiner.flush(FIRST_FLUSH_MS)),
+        [
+            "0: 0..1 @ 99",
+            "1: 0..2 @ 49",
+            "late 1 at 49",
+            "100/a",
+            "50/b"
+        ]
+    );
+}
