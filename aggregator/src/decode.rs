@@ -99,11 +99,27 @@ pub enum DecodeError {
     #[error("the value is not UTF-8 (byte {position})")]
     NotUtf8 { position: usize },
     #[error("the value is not JSON: {reason} at byte {position}")]
-    Malformed { position: usize, reason: &'static str },
+    Malformed {
+        position: usize,
+        reason: &'static str,
+    },
     #[error("the value is JSON, but not an object")]
     NotAnObject,
     #[error("the value is nested more than {JSON_DEPTH_MAX} deep")]
     TooDeep,
+}
+
+impl DecodeError {
+    /// The mistake without its place, for counting.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            DecodeError::NoValue => "the record has no value",
+            DecodeError::NotUtf8 { .. } => "the value is not UTF-8",
+            DecodeError::Malformed { .. } => "the value is not JSON",
+            DecodeError::NotAnObject => "the value is JSON, but not an object",
+            DecodeError::TooDeep => "the value is nested too deep",
+        }
+    }
 }
 
 /// The paths that a plan reads, as a tree that the decoder walks beside the JSON text.
@@ -125,7 +141,11 @@ struct Node {
 
 impl Default for Projection {
     fn default() -> Projection {
-        Projection { nodes: vec![Node::default()], paths: Vec::new(), reads_headers: false }
+        Projection {
+            nodes: vec![Node::default()],
+            paths: Vec::new(),
+            reads_headers: false,
+        }
     }
 }
 
@@ -138,17 +158,28 @@ impl Projection {
             let next = self.nodes.len();
             let node = &mut self.nodes[at];
             let known = match step {
-                PathStep::Field(name) => node.fields.iter().find(|(field, _)| **field == **name).map(|(_, child)| *child),
-                PathStep::Element(index) => node.elements.iter().find(|(element, _)| element == index).map(|(_, child)| *child),
+                PathStep::Field(name) => node
+                    .fields
+                    .iter()
+                    .find(|(field, _)| **field == **name)
+                    .map(|(_, child)| *child),
+                PathStep::Element(index) => node
+                    .elements
+                    .iter()
+                    .find(|(element, _)| element == index)
+                    .map(|(_, child)| *child),
             };
-            at = known.unwrap_or_else(|| {
-                match step {
-                    PathStep::Field(name) => node.fields.push((name.as_str().into(), next)),
-                    PathStep::Element(index) => node.elements.push((*index, next)),
+            at = match known {
+                Some(child) => child,
+                None => {
+                    match step {
+                        PathStep::Field(name) => node.fields.push((name.as_str().into(), next)),
+                        PathStep::Element(index) => node.elements.push((*index, next)),
+                    }
+                    self.nodes.push(Node::default());
+                    next
                 }
-                self.nodes.push(Node::default());
-                next
-            });
+            };
             trail.push(at);
         }
         if let Some(slot) = self.nodes[at].slot {
@@ -178,12 +209,19 @@ impl Projection {
     }
 
     /// Decodes one record into `row`, whose former content is dropped.
-    pub fn decode<'a>(&self, record: RecordInput<'a>, row: &mut Row<'a>) -> Result<(), DecodeError> {
+    pub fn decode<'a>(
+        &self,
+        record: RecordInput<'a>,
+        row: &mut Row<'a>,
+    ) -> Result<(), DecodeError> {
         row.record = record;
         row.fields.clear();
-        row.fields.resize_with(self.paths.len(), || Field::Value(Value::Null));
+        row.fields
+            .resize_with(self.paths.len(), || Field::Value(Value::Null));
         let bytes = record.value.ok_or(DecodeError::NoValue)?;
-        let text = std::str::from_utf8(bytes).map_err(|error| DecodeError::NotUtf8 { position: error.valid_up_to() })?;
+        let text = std::str::from_utf8(bytes).map_err(|error| DecodeError::NotUtf8 {
+            position: error.valid_up_to(),
+        })?;
         json::Scanner::new(text, &self.nodes, &mut row.fields).record()
     }
 }

@@ -35,7 +35,15 @@ impl std::error::Error for Diagnostic {}
 /// "did you mean 'x'?" for the known name that is close enough to `found`.
 pub fn did_you_mean<'k>(found: &str, known: impl IntoIterator<Item = &'k str>) -> Option<String> {
     let lower = found.to_lowercase();
-    let best = known.into_iter().map(|name| (strsim::damerau_levenshtein(&lower, &name.to_lowercase()), name)).min()?;
+    let best = known
+        .into_iter()
+        .map(|name| {
+            (
+                strsim::damerau_levenshtein(&lower, &name.to_lowercase()),
+                name,
+            )
+        })
+        .min()?;
     (best.0 <= 1 + best.1.len() / 4).then(|| format!("did you mean '{}'?", best.1))
 }
 
@@ -45,7 +53,10 @@ mod tests {
 
     #[test]
     fn a_near_miss_is_suggested_and_a_stranger_is_not() {
-        assert_eq!(did_you_mean("agregate", ["aggregate", "window"]).unwrap(), "did you mean 'aggregate'?");
+        assert_eq!(
+            did_you_mean("agregate", ["aggregate", "window"]).unwrap(),
+            "did you mean 'aggregate'?"
+        );
         assert_eq!(did_you_mean("colour", ["aggregate", "window"]), None);
     }
 }

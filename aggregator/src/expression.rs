@@ -13,15 +13,17 @@ mod compile;
 mod evaluate;
 mod function;
 
-pub use compile::{AggregateCall, AggregateFunction, CompileError, compile, compile_aggregate};
+pub use compile::{AggregateCall, CompileError, compile, compile_aggregate};
 
 use crate::value::Value;
 use function::Function;
 
 /// Text that one expression may have.
 pub const EXPRESSION_BYTES_MAX: usize = 4096;
-/// Nesting that one expression may have.
-pub const EXPRESSION_DEPTH_MAX: usize = 100;
+/// Words and signs that one expression may have: bounds the parser's tree, which is walked by recursion.
+pub const EXPRESSION_TOKENS_MAX: usize = 400;
+/// Nesting that one expression may have; a chain of ANDs or ORs is one level.
+pub const EXPRESSION_DEPTH_MAX: usize = 50;
 
 /// What is known of an expression's type before any record is seen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -106,7 +108,10 @@ pub(crate) enum CastTarget {
 #[derive(Clone, Debug)]
 pub(crate) enum Node {
     Literal(Value<'static>),
-    Field { slot: usize, name: Box<str> },
+    Field {
+        slot: usize,
+        name: Box<str>,
+    },
     Key,
     Timestamp,
     Partition,
@@ -121,8 +126,16 @@ pub(crate) enum Node {
     IsNull(Box<Node>, bool),
     /// `IS [NOT] TRUE/FALSE`: the truth asked for, and whether it is negated.
     IsTruth(Box<Node>, bool, bool),
-    InList { needle: Box<Node>, list: Vec<Node>, negated: bool },
-    Like { text: Box<Node>, pattern: LikePattern, negated: bool },
+    InList {
+        needle: Box<Node>,
+        list: Vec<Node>,
+        negated: bool,
+    },
+    Like {
+        text: Box<Node>,
+        pattern: LikePattern,
+        negated: bool,
+    },
     Arithmetic(Arithmetic, Box<Node>, Box<Node>),
     Negate(Box<Node>),
     Concat(Vec<Node>),

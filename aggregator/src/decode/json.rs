@@ -21,8 +21,18 @@ struct StringToken<'a> {
 }
 
 impl<'a, 'p> Scanner<'a, 'p> {
-    pub(super) fn new(text: &'a str, nodes: &'p [Node], fields: &'p mut [Field<'a>]) -> Scanner<'a, 'p> {
-        Scanner { text, bytes: text.as_bytes(), at: 0, nodes, fields }
+    pub(super) fn new(
+        text: &'a str,
+        nodes: &'p [Node],
+        fields: &'p mut [Field<'a>],
+    ) -> Scanner<'a, 'p> {
+        Scanner {
+            text,
+            bytes: text.as_bytes(),
+            at: 0,
+            nodes,
+            fields,
+        }
     }
 
     pub(super) fn record(mut self) -> Result<(), DecodeError> {
@@ -37,7 +47,11 @@ impl<'a, 'p> Scanner<'a, 'p> {
         if self.at != self.bytes.len() {
             return Err(self.malformed("text after the value"));
         }
-        if is_object { Ok(()) } else { Err(DecodeError::NotAnObject) }
+        if is_object {
+            Ok(())
+        } else {
+            Err(DecodeError::NotAnObject)
+        }
     }
 
     /// Scans one value; `node` says what of it is kept.
@@ -46,7 +60,11 @@ impl<'a, 'p> Scanner<'a, 'p> {
             Some(b'"') => {
                 let token = self.string()?;
                 if let Some(node) = node {
-                    let text = if token.escaped { Cow::Owned(self.unescape(token.raw)?) } else { Cow::Borrowed(token.raw) };
+                    let text = if token.escaped {
+                        Cow::Owned(self.unescape(token.raw)?)
+                    } else {
+                        Cow::Borrowed(token.raw)
+                    };
                     self.store_scalar(node, Field::Value(Value::String(text)), "a string");
                 }
                 Ok(())
@@ -105,7 +123,11 @@ impl<'a, 'p> Scanner<'a, 'p> {
         }
     }
 
-    fn member(&self, node: &'p Node, name: &StringToken<'a>) -> Result<Option<&'p Node>, DecodeError> {
+    fn member(
+        &self,
+        node: &'p Node,
+        name: &StringToken<'a>,
+    ) -> Result<Option<&'p Node>, DecodeError> {
         let unescaped;
         let name = if name.escaped {
             unescaped = self.unescape(name.raw)?;
@@ -134,7 +156,10 @@ impl<'a, 'p> Scanner<'a, 'p> {
         loop {
             index = index.saturating_add(1);
             let child = node.and_then(|node| {
-                let (_, child) = node.elements.iter().find(|(element, _)| *element == index)?;
+                let (_, child) = node
+                    .elements
+                    .iter()
+                    .find(|(element, _)| *element == index)?;
                 self.nodes.get(*child)
             });
             self.value(child, depth + 1)?;
@@ -152,7 +177,13 @@ impl<'a, 'p> Scanner<'a, 'p> {
     }
 
     /// Forgets what an earlier duplicate left below `node`, and marks the paths that this kind of container cannot have.
-    fn open_container<T>(&mut self, node: &'p Node, field: Field<'a>, impossible: &[(T, usize)], kind: &'static str) {
+    fn open_container<T>(
+        &mut self,
+        node: &'p Node,
+        field: Field<'a>,
+        impossible: &[(T, usize)],
+        kind: &'static str,
+    ) {
         if let Some(slot) = node.slot {
             self.set(slot, field);
         }
@@ -174,7 +205,14 @@ impl<'a, 'p> Scanner<'a, 'p> {
             self.set(slot, field);
         }
         for slot in &node.below {
-            self.set(*slot, if is_null { Field::Value(Value::Null) } else { Field::NoContainer(kind) });
+            self.set(
+                *slot,
+                if is_null {
+                    Field::Value(Value::Null)
+                } else {
+                    Field::NoContainer(kind)
+                },
+            );
         }
     }
 
@@ -184,8 +222,17 @@ impl<'a, 'p> Scanner<'a, 'p> {
         }
     }
 
-    fn literal(&mut self, word: &'static str, node: Option<&'p Node>, value: Value<'static>) -> Result<(), DecodeError> {
-        if !self.bytes.get(self.at..).is_some_and(|rest| rest.starts_with(word.as_bytes())) {
+    fn literal(
+        &mut self,
+        word: &'static str,
+        node: Option<&'p Node>,
+        value: Value<'static>,
+    ) -> Result<(), DecodeError> {
+        if !self
+            .bytes
+            .get(self.at..)
+            .is_some_and(|rest| rest.starts_with(word.as_bytes()))
+        {
             return Err(self.malformed("expected a value"));
         }
         self.at += word.len();
@@ -229,11 +276,15 @@ impl<'a, 'p> Scanner<'a, 'p> {
             let mantissa = if negative { -mantissa } else { mantissa };
             match scale {
                 0 => Field::Value(Value::Int(mantissa)),
-                _ => Field::Value(Decimal::new(mantissa.into(), scale as u32).map_or(Value::Null, Value::Decimal)),
+                _ => Field::Value(
+                    Decimal::new(mantissa.into(), scale as u32).map_or(Value::Null, Value::Decimal),
+                ),
             }
         } else {
             let text = self.text.get(start..self.at).unwrap_or_default();
-            Decimal::parse(text).map_or(Field::NumberOutOfRange(text), |decimal| Field::Value(Value::from_decimal(decimal)))
+            Decimal::parse(text).map_or(Field::NumberOutOfRange(text), |decimal| {
+                Field::Value(Value::from_decimal(decimal))
+            })
         };
         self.store_scalar(node, field, "a number");
         Ok(())
@@ -243,10 +294,16 @@ impl<'a, 'p> Scanner<'a, 'p> {
     fn digits(&mut self, mantissa: &mut i64) -> Result<(), DecodeError> {
         let from = self.at;
         while let Some(digit @ b'0'..=b'9') = self.peek() {
-            *mantissa = mantissa.wrapping_mul(10).wrapping_add(i64::from(digit - b'0'));
+            *mantissa = mantissa
+                .wrapping_mul(10)
+                .wrapping_add(i64::from(digit - b'0'));
             self.at += 1;
         }
-        if self.at == from { Err(self.malformed("expected a digit")) } else { Ok(()) }
+        if self.at == from {
+            Err(self.malformed("expected a digit"))
+        } else {
+            Ok(())
+        }
     }
 
     /// At an opening quote; ends behind the closing one.
@@ -262,10 +319,16 @@ impl<'a, 'p> Scanner<'a, 'p> {
         loop {
             // Eight bytes at a time while none of them is a quote, a backslash or a control character. The lowest
             // marked byte of each test is exact, so that the first special byte is found by counting zeros.
-            while let Some(chunk) = self.bytes.get(at..).and_then(|rest| rest.first_chunk::<8>()) {
+            while let Some(chunk) = self
+                .bytes
+                .get(at..)
+                .and_then(|rest| rest.first_chunk::<8>())
+            {
                 let word = u64::from_le_bytes(*chunk);
                 let control = word.wrapping_sub(ONES * 0x20) & !word & HIGHS;
-                let special = has_zero(word ^ (ONES * u64::from(b'"'))) | has_zero(word ^ (ONES * u64::from(b'\\'))) | control;
+                let special = has_zero(word ^ (ONES * u64::from(b'"')))
+                    | has_zero(word ^ (ONES * u64::from(b'\\')))
+                    | control;
                 if special != 0 {
                     at += (special.trailing_zeros() / 8) as usize;
                     break;
@@ -300,7 +363,10 @@ impl<'a, 'p> Scanner<'a, 'p> {
     }
 
     fn check_escapes(&self, raw: &str, start: usize) -> Result<(), DecodeError> {
-        each_piece(raw, |_| ()).map_err(|at| DecodeError::Malformed { position: start + at, reason: "an invalid escape" })
+        each_piece(raw, |_| ()).map_err(|at| DecodeError::Malformed {
+            position: start + at,
+            reason: "an invalid escape",
+        })
     }
 
     fn unescape(&self, raw: &str) -> Result<String, DecodeError> {
@@ -324,7 +390,10 @@ impl<'a, 'p> Scanner<'a, 'p> {
     }
 
     fn malformed(&self, reason: &'static str) -> DecodeError {
-        DecodeError::Malformed { position: self.at, reason }
+        DecodeError::Malformed {
+            position: self.at,
+            reason,
+        }
     }
 }
 

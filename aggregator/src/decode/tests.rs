@@ -4,16 +4,28 @@ use proptest::prelude::*;
 
 fn path(text: &str) -> Vec<PathStep> {
     text.split('.')
-        .map(|step| step.parse().map_or_else(|_| PathStep::Field(step.to_string()), PathStep::Element))
+        .map(|step| {
+            step.parse()
+                .map_or_else(|_| PathStep::Field(step.to_string()), PathStep::Element)
+        })
         .collect()
 }
 
 /// Decodes `json` and shows each path's field.
 fn decoded(json: &str, paths: &[&str]) -> Result<Vec<String>, DecodeError> {
     let mut projection = Projection::default();
-    let slots: Vec<usize> = paths.iter().map(|text| projection.slot(&path(text))).collect();
+    let slots: Vec<usize> = paths
+        .iter()
+        .map(|text| projection.slot(&path(text)))
+        .collect();
     let mut row = Row::new();
-    projection.decode(RecordInput { value: Some(json.as_bytes()), ..RecordInput::default() }, &mut row)?;
+    projection.decode(
+        RecordInput {
+            value: Some(json.as_bytes()),
+            ..RecordInput::default()
+        },
+        &mut row,
+    )?;
     Ok(slots
         .into_iter()
         .map(|slot| match row.field(slot) {
@@ -27,7 +39,18 @@ fn decoded(json: &str, paths: &[&str]) -> Result<Vec<String>, DecodeError> {
 fn asked_fields_are_found_at_any_depth_and_order() {
     let json = r#" {"x":[1,{"y":[]}],"customer":{"country":"DE","id":7}, "amount":12.50 ,"items":[{"p":1},{"p":2}],"ok":true} "#;
     assert_eq!(
-        decoded(json, &["amount", "customer.country", "items.2.p", "ok", "nothing.at.all", "customer.id"]).unwrap(),
+        decoded(
+            json,
+            &[
+                "amount",
+                "customer.country",
+                "items.2.p",
+                "ok",
+                "nothing.at.all",
+                "customer.id"
+            ]
+        )
+        .unwrap(),
         ["12.5", "\"DE\"", "2", "true", "null", "7"]
     );
 }
@@ -35,44 +58,97 @@ fn asked_fields_are_found_at_any_depth_and_order() {
 #[test]
 fn of_duplicate_keys_the_last_wins() {
     let paths = ["a", "c.x", "c.y"];
-    assert_eq!(decoded(r#"{"a":1,"c":{"x":1,"y":2},"a":2,"c":{"x":3}}"#, &paths).unwrap(), ["2", "3", "null"]);
+    assert_eq!(
+        decoded(r#"{"a":1,"c":{"x":1,"y":2},"a":2,"c":{"x":3}}"#, &paths).unwrap(),
+        ["2", "3", "null"]
+    );
 }
 
 #[test]
 fn null_and_missing_are_null_but_a_path_through_a_scalar_is_an_error_at_use() {
-    assert_eq!(decoded(r#"{"c":null}"#, &["c", "c.x"]).unwrap(), ["null", "null"]);
-    assert_eq!(decoded(r#"{"c":5}"#, &["c", "c.x"]).unwrap(), ["5", "NoContainer(\"a number\")"]);
-    assert_eq!(decoded(r#"{"c":{}}"#, &["c", "c.1"]).unwrap(), ["Object", "NoContainer(\"an object\")"]);
+    assert_eq!(
+        decoded(r#"{"c":null}"#, &["c", "c.x"]).unwrap(),
+        ["null", "null"]
+    );
+    assert_eq!(
+        decoded(r#"{"c":5}"#, &["c", "c.x"]).unwrap(),
+        ["5", "NoContainer(\"a number\")"]
+    );
+    assert_eq!(
+        decoded(r#"{"c":{}}"#, &["c", "c.1"]).unwrap(),
+        ["Object", "NoContainer(\"an object\")"]
+    );
 }
 
 #[test]
 fn escapes_are_resolved_in_names_and_values() {
-    assert_eq!(decoded(r#"{"sh\u006fp":"a\"\u20ac\ud83d\ude00"}"#, &["shop"]).unwrap(), ["\"a\\\"€😀\""]);
+    assert_eq!(
+        decoded(r#"{"sh\u006fp":"a\"\u20ac\ud83d\ude00"}"#, &["shop"]).unwrap(),
+        ["\"a\\\"€😀\""]
+    );
 }
 
 #[test]
 fn long_numbers_stay_exact_and_too_long_ones_are_kept_as_such() {
     let json = r#"{"a":9223372036854775807,"b":9223372036854775808,"c":0.30000000000000004,"d":1e400,"e":-1.5e2}"#;
     let fields = decoded(json, &["a", "b", "c", "d", "e"]).unwrap();
-    assert_eq!(fields[..3], ["9223372036854775807", "9223372036854775808", "0.30000000000000004"]);
+    assert_eq!(
+        fields[..3],
+        [
+            "9223372036854775807",
+            "9223372036854775808",
+            "0.30000000000000004"
+        ]
+    );
     assert_eq!(fields[3..], ["NumberOutOfRange(\"1e400\")", "-150"]);
 }
 
 #[test]
 fn malformed_values_are_refused_even_where_nothing_is_read() {
     for json in [
-        "", "{", "{\"a\":}", "{\"a\":1,}", "{\"a\" 1}", "{\"a\":01}", "{\"a\":1.}", "{\"a\":tru}", "{\"a\":\"\n\"}", "{\"a\":\"\\x\"}",
-        "{\"a\":\"\\ud800\"}", "{\"a\":[1,]}", "{} {}", "{\"a\":nan}", "{\"a\":\"x", "{'a':1}", "{\"a\":-}", "{\"\\q\":1}",
+        "",
+        "{",
+        "{\"a\":}",
+        "{\"a\":1,}",
+        "{\"a\" 1}",
+        "{\"a\":01}",
+        "{\"a\":1.}",
+        "{\"a\":tru}",
+        "{\"a\":\"\n\"}",
+        "{\"a\":\"\\x\"}",
+        "{\"a\":\"\\ud800\"}",
+        "{\"a\":[1,]}",
+        "{} {}",
+        "{\"a\":nan}",
+        "{\"a\":\"x",
+        "{'a':1}",
+        "{\"a\":-}",
+        "{\"\\q\":1}",
     ] {
-        assert!(matches!(decoded(json, &[]), Err(DecodeError::Malformed { .. })), "{json}");
+        assert!(
+            matches!(decoded(json, &[]), Err(DecodeError::Malformed { .. })),
+            "{json}"
+        );
     }
-    assert_eq!(decoded("[1]", &["a"]).unwrap_err(), DecodeError::NotAnObject);
+    assert_eq!(
+        decoded("[1]", &["a"]).unwrap_err(),
+        DecodeError::NotAnObject
+    );
     let deep = format!("{{\"a\":{}{}}}", "[".repeat(100_000), "]".repeat(100_000));
     assert_eq!(decoded(&deep, &[]).unwrap_err(), DecodeError::TooDeep);
     let mut row = Row::new();
-    assert_eq!(Projection::default().decode(RecordInput::default(), &mut row), Err(DecodeError::NoValue));
-    let record = RecordInput { value: Some(b"{\"a\":\"\xff\"}"), ..RecordInput::default() };
-    assert_eq!(Projection::default().decode(record, &mut row), Err(DecodeError::NotUtf8 { position: 6 }));
+    assert_eq!(
+        Projection::default().decode(RecordInput::default(), &mut row),
+        Err(DecodeError::NoValue)
+    );
+    let record = RecordInput {
+        value: Some(b"{\"a\":\"\xff\"}"),
+        ..RecordInput::default()
+    };
+    assert_eq!(
+        Projection::default().decode(record, &mut row),
+        Err(DecodeError::NotUtf8 { position: 6 })
+    );
 }
 
 fn any_json() -> impl Strategy<Value = serde_json::Value> {
@@ -85,7 +161,8 @@ fn any_json() -> impl Strategy<Value = serde_json::Value> {
     leaf.prop_recursive(4, 40, 5, |inner| {
         prop_oneof![
             prop::collection::vec(inner.clone(), 0..4).prop_map(Into::into),
-            prop::collection::vec(("[abc]", inner), 0..4).prop_map(|members| serde_json::Value::Object(members.into_iter().collect())),
+            prop::collection::vec(("[abc]", inner), 0..4)
+                .prop_map(|members| serde_json::Value::Object(members.into_iter().collect())),
         ]
     })
 }
@@ -101,10 +178,14 @@ fn expected(document: &serde_json::Value, text: &str) -> String {
         let next = match (&step, at) {
             (_, serde_json::Value::Null) => None,
             (PathStep::Field(name), serde_json::Value::Object(members)) => members.get(name),
-            (PathStep::Element(index), serde_json::Value::Array(elements)) => elements.get(*index as usize - 1),
+            (PathStep::Element(index), serde_json::Value::Array(elements)) => {
+                elements.get(*index as usize - 1)
+            }
             _ => return "no container".to_string(),
         };
-        let Some(next) = next else { return "null".to_string() };
+        let Some(next) = next else {
+            return "null".to_string();
+        };
         at = next;
     }
     match at {
@@ -166,7 +247,15 @@ fn decode_rate() {
     const RECORDS: u32 = 3_000_000;
     for _ in 0..RECORDS {
         let value = std::hint::black_box(json.as_bytes());
-        projection.decode(RecordInput { value: Some(value), ..RecordInput::default() }, &mut row).unwrap();
+        projection
+            .decode(
+                RecordInput {
+                    value: Some(value),
+                    ..RecordInput::default()
+                },
+                &mut row,
+            )
+            .unwrap();
         std::hint::black_box(&row);
     }
     let rate = f64::from(RECORDS) / started.elapsed().as_secs_f64();

@@ -53,7 +53,10 @@ const FUNCTIONS: &[(&str, Function, usize, usize)] = &[
 impl Function {
     pub(crate) fn find(name: &str) -> Option<(Function, usize, usize)> {
         let lower = name.to_ascii_lowercase();
-        FUNCTIONS.iter().find(|(known, ..)| *known == lower).map(|(_, function, least, most)| (*function, *least, *most))
+        FUNCTIONS
+            .iter()
+            .find(|(known, ..)| *known == lower)
+            .map(|(_, function, least, most)| (*function, *least, *most))
     }
 
     pub(crate) fn names() -> impl Iterator<Item = &'static str> {
@@ -64,8 +67,12 @@ impl Function {
     pub(crate) fn types(self) -> (StaticType, StaticType) {
         use StaticType::{Number, String, Unknown};
         match self {
-            Function::Coalesce | Function::NullIf | Function::Greatest | Function::Least => (Unknown, Unknown),
-            Function::Lower | Function::Upper | Function::Trim | Function::Substring => (String, String),
+            Function::Coalesce | Function::NullIf | Function::Greatest | Function::Least => {
+                (Unknown, Unknown)
+            }
+            Function::Lower | Function::Upper | Function::Trim | Function::Substring => {
+                (String, String)
+            }
             Function::Concat => (String, Unknown),
             Function::Length => (Number, String),
             _ => (Number, Number),
@@ -84,16 +91,22 @@ impl Function {
             Function::Coalesce => Ok(first),
             Function::NullIf => {
                 let second = next();
-                let equal = !first.is_null() && !second.is_null() && self.compare(&first, &second)?.is_eq();
+                let equal =
+                    !first.is_null() && !second.is_null() && self.compare(&first, &second)?.is_eq();
                 Ok(if equal { Value::Null } else { first })
             }
             Function::Lower => Ok(Value::String(Cow::Owned(self.text(&first)?.to_lowercase()))),
             Function::Upper => Ok(Value::String(Cow::Owned(self.text(&first)?.to_uppercase()))),
             Function::Length => Ok(Value::Int(self.text(&first)?.chars().count() as i64)),
-            Function::Trim => Ok(Value::String(Cow::Owned(self.text(&first)?.trim_matches(' ').to_owned()))),
+            Function::Trim => Ok(Value::String(Cow::Owned(
+                self.text(&first)?.trim_matches(' ').to_owned(),
+            ))),
             Function::Substring => {
                 let from = self.whole(&next())?;
-                let length = arguments.next().map(|value| self.whole(&value)).transpose()?;
+                let length = arguments
+                    .next()
+                    .map(|value| self.whole(&value))
+                    .transpose()?;
                 if length.is_some_and(|length| length < 0) {
                     return Err(self.error("the length is negative"));
                 }
@@ -101,7 +114,12 @@ impl Function {
                 let end = length.map_or(i64::MAX, |length| from.saturating_add(length));
                 let skip = from.max(1) - 1;
                 let take = end.saturating_sub(from.max(1)).max(0);
-                let text = self.text(&first)?.chars().skip(to_usize(skip)).take(to_usize(take)).collect::<String>();
+                let text = self
+                    .text(&first)?
+                    .chars()
+                    .skip(to_usize(skip))
+                    .take(to_usize(take))
+                    .collect::<String>();
                 Ok(Value::String(Cow::Owned(text)))
             }
             Function::Concat => {
@@ -115,12 +133,21 @@ impl Function {
             Function::Ceil => self.numeric(first, Decimal::ceil, f64::ceil),
             Function::Round | Function::Truncate => {
                 let digits = arguments.next().map_or(Ok(0), |value| self.whole(&value))?;
-                let digits = u32::try_from(digits).map_err(|_| self.error("the number of digits is negative"))?;
+                let digits = u32::try_from(digits)
+                    .map_err(|_| self.error("the number of digits is negative"))?;
                 let power = 10f64.powi(digits.min(300) as i32);
                 if self == Function::Round {
-                    self.numeric(first, |value| value.round(digits), |value| (value * power).round() / power)
+                    self.numeric(
+                        first,
+                        |value| value.round(digits),
+                        |value| (value * power).round() / power,
+                    )
                 } else {
-                    self.numeric(first, |value| value.truncate(digits), |value| (value * power).trunc() / power)
+                    self.numeric(
+                        first,
+                        |value| value.truncate(digits),
+                        |value| (value * power).trunc() / power,
+                    )
                 }
             }
             Function::Mod => {
@@ -131,7 +158,9 @@ impl Function {
                 let mut best = first;
                 for value in arguments {
                     let order = self.compare(&value, &best)?;
-                    if (self == Function::Greatest && order.is_gt()) || (self == Function::Least && order.is_lt()) {
+                    if (self == Function::Greatest && order.is_gt())
+                        || (self == Function::Least && order.is_lt())
+                    {
                         best = value;
                     }
                 }
@@ -140,11 +169,18 @@ impl Function {
         }
     }
 
-    fn numeric<'r>(self, value: Value<'r>, exact: impl Fn(Decimal) -> Decimal, double: impl Fn(f64) -> f64) -> Result<Value<'r>, EvaluationError> {
+    fn numeric<'r>(
+        self,
+        value: Value<'r>,
+        exact: impl Fn(Decimal) -> Decimal,
+        double: impl Fn(f64) -> f64,
+    ) -> Result<Value<'r>, EvaluationError> {
         match value {
             Value::Double(value) => Ok(Value::Double(double(value))),
             other => {
-                let decimal = other.as_decimal().ok_or_else(|| self.wrong_type(&other, "a number"))?;
+                let decimal = other
+                    .as_decimal()
+                    .ok_or_else(|| self.wrong_type(&other, "a number"))?;
                 Ok(Value::from_decimal(exact(decimal)))
             }
         }
@@ -158,11 +194,24 @@ impl Function {
     }
 
     fn whole(self, value: &Value<'_>) -> Result<i64, EvaluationError> {
-        value.as_decimal().and_then(Decimal::to_i64).ok_or_else(|| self.wrong_type(value, "a whole number"))
+        value
+            .as_decimal()
+            .and_then(Decimal::to_i64)
+            .ok_or_else(|| self.wrong_type(value, "a whole number"))
     }
 
-    fn compare(self, left: &Value<'_>, right: &Value<'_>) -> Result<std::cmp::Ordering, EvaluationError> {
-        left.compare(right).ok_or_else(|| self.error(&format!("cannot compare {} with {}", left.type_name(), right.type_name())))
+    fn compare(
+        self,
+        left: &Value<'_>,
+        right: &Value<'_>,
+    ) -> Result<std::cmp::Ordering, EvaluationError> {
+        left.compare(right).ok_or_else(|| {
+            self.error(&format!(
+                "cannot compare {} with {}",
+                left.type_name(),
+                right.type_name()
+            ))
+        })
     }
 
     fn wrong_type(self, value: &Value<'_>, wanted: &str) -> EvaluationError {
@@ -170,8 +219,14 @@ impl Function {
     }
 
     fn error(self, reason: &str) -> EvaluationError {
-        let name = FUNCTIONS.iter().find(|(_, function, ..)| *function == self).map_or("function", |(name, ..)| name);
-        EvaluationError { subject: name.to_uppercase(), reason: reason.to_string() }
+        let name = FUNCTIONS
+            .iter()
+            .find(|(_, function, ..)| *function == self)
+            .map_or("function", |(name, ..)| name);
+        EvaluationError {
+            subject: name.to_uppercase(),
+            reason: reason.to_string(),
+        }
     }
 }
 

@@ -1,11 +1,13 @@
 use super::*;
+use crate::accumulator::AggregateFunction;
 use crate::decode::{Projection, RecordInput, Row};
 
 const JSON: &[u8] = br#"{"status":"paid","amount":12.50,"n":5,"none":null,"ok":true,"customer":{"country":"DE"},"items":[{"p":1.5},{"p":2}],"_key":"inner"}"#;
 
 fn evaluated(text: &str) -> Result<String, String> {
     let mut projection = Projection::default();
-    let expression = compile(text, &mut projection).map_err(|error| format!("{}:{}: {error}", error.line, error.column))?;
+    let expression = compile(text, &mut projection)
+        .map_err(|error| format!("{}:{}: {error}", error.line, error.column))?;
     let mut row = Row::new();
     let record = RecordInput {
         topic: "orders",
@@ -17,7 +19,10 @@ fn evaluated(text: &str) -> Result<String, String> {
         headers: &[("trace", Some(b"a")), ("trace", Some(b"b"))],
     };
     projection.decode(record, &mut row).unwrap();
-    expression.evaluate(&row).map(|value| value.to_json()).map_err(|error| error.to_string())
+    expression
+        .evaluate(&row)
+        .map(|value| value.to_json())
+        .map_err(|error| error.to_string())
 }
 
 fn all(cases: &[(&str, &str)]) {
@@ -53,7 +58,10 @@ fn logic_has_three_values() {
         ("n IN (1, NULL)", "null"),
         ("n IN (5, NULL)", "true"),
         ("n NOT IN (1, 2)", "true"),
-        ("none IS NULL AND missing IS NULL AND customer IS NOT NULL", "true"),
+        (
+            "none IS NULL AND missing IS NULL AND customer IS NOT NULL",
+            "true",
+        ),
         ("none IS DISTINCT FROM n", "true"),
         ("(none = 1) IS NOT TRUE", "true"),
         ("n BETWEEN 5 AND 6", "true"),
@@ -73,7 +81,11 @@ fn arithmetic_is_exact_and_checked() {
         ("CAST(amount AS DOUBLE) / 3", "4.166666666666667"),
     ]);
     assert_eq!(evaluated("n / 0").unwrap_err(), "/: division by zero");
-    assert!(evaluated("99999999999999999999999999999999999999 * 10").unwrap_err().contains("38 digits"));
+    assert!(
+        evaluated("99999999999999999999999999999999999999 * 10")
+            .unwrap_err()
+            .contains("38 digits")
+    );
 }
 
 #[test]
@@ -89,7 +101,10 @@ fn functions_and_case_do_what_sql_says() {
         ("length('héé')", "3"),
         ("CASE WHEN n > 3 THEN 'big' ELSE 'small' END", "\"big\""),
         ("CASE n WHEN 4 THEN 1 END", "null"),
-        ("CAST('12' AS BIGINT) + CAST(amount AS DECIMAL(10, 0))", "25"),
+        (
+            "CAST('12' AS BIGINT) + CAST(amount AS DECIMAL(10, 0))",
+            "25",
+        ),
         ("TRY_CAST('x' AS BIGINT)", "null"),
         ("greatest(1, n, 2)", "5"),
         ("status LIKE 'p%d'", "true"),
@@ -103,8 +118,14 @@ fn functions_and_case_do_what_sql_says() {
 #[test]
 fn wrong_types_at_run_time_name_the_field_and_the_reason() {
     for (text, reason) in [
-        ("status > 5", "comparison: cannot compare a string with a number"),
-        ("customer = 'x'", "customer: is an object, not a single value"),
+        (
+            "status > 5",
+            "comparison: cannot compare a string with a number",
+        ),
+        (
+            "customer = 'x'",
+            "customer: is an object, not a single value",
+        ),
         ("status.x", "status.x: the path leads through a string"),
         ("n AND true", "n: needs a boolean, got a number"),
         ("lower(n)", "LOWER: needs a string, got a number"),
@@ -119,7 +140,10 @@ fn mistakes_are_found_before_any_record_and_have_a_place() {
         ("status =", "not an SQL expression"),
         ("status = 'a' extra", "unexpected 'extra'"),
         ("'a' = 1", "cannot compare"),
-        ("n = 1 AND lowr(status) = 'a'", "1:11: unknown function 'lowr'"),
+        (
+            "n = 1 AND lowr(status) = 'a'",
+            "1:11: unknown function 'lowr'",
+        ),
         ("items[0]", "count from 1"),
         ("sum(n)", "aggregate function 'sum'"),
         ("(SELECT 1)", "not supported"),
@@ -130,7 +154,13 @@ fn mistakes_are_found_before_any_record_and_have_a_place() {
         assert!(error.contains(part), "{text}: {error}");
     }
     assert!(compile(&"(".repeat(3000), &mut Projection::default()).is_err());
-    assert!(compile(&format!("a{}", " OR a".repeat(700)), &mut Projection::default()).is_err());
+    assert!(
+        compile(
+            &format!("a{}", " OR a".repeat(700)),
+            &mut Projection::default()
+        )
+        .is_err()
+    );
 }
 
 #[test]
@@ -138,11 +168,30 @@ fn aggregates_take_one_argument_and_may_filter() {
     let mut projection = Projection::default();
     let call = compile_aggregate("COUNT(*)", &mut projection).unwrap();
     assert!(call.function == AggregateFunction::Count && call.argument.is_none());
-    let call = compile_aggregate("sum(amount) FILTER (WHERE status = 'x')", &mut projection).unwrap();
+    let call =
+        compile_aggregate("sum(amount) FILTER (WHERE status = 'x')", &mut projection).unwrap();
     let mut row = Row::new();
-    projection.decode(RecordInput { value: Some(JSON), ..RecordInput::default() }, &mut row).unwrap();
+    projection
+        .decode(
+            RecordInput {
+                value: Some(JSON),
+                ..RecordInput::default()
+            },
+            &mut row,
+        )
+        .unwrap();
     assert!(call.argument.unwrap().evaluate(&row).unwrap().is_null());
-    for text in ["sum(*)", "sum()", "sum(a, b)", "sum('x')", "count(DISTINCT a)", "median(a)", "amount", "sum(a) OVER ()", "sum(a) + 1"] {
+    for text in [
+        "sum(*)",
+        "sum()",
+        "sum(a, b)",
+        "sum('x')",
+        "count(DISTINCT a)",
+        "median(a)",
+        "amount",
+        "sum(a) OVER ()",
+        "sum(a) + 1",
+    ] {
         assert!(compile_aggregate(text, &mut projection).is_err(), "{text}");
     }
 }
