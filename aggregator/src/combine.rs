@@ -117,6 +117,21 @@ pub struct CombinerCounters {
     pub rows_out: u64,
 }
 
+/// Reasons are counted apart up to this many; the rest share one count.
+pub const BAD_REASONS_MAX: usize = 64;
+
+impl CombinerCounters {
+    fn count_bad(&mut self, reason: Cow<'static, str>) {
+        let room = self.bad.len() < BAD_REASONS_MAX || self.bad.contains_key(&reason);
+        let reason = if room {
+            reason
+        } else {
+            Cow::Borrowed("other reasons")
+        };
+        *self.bad.entry(reason).or_default() += 1;
+    }
+}
+
 /// See the top of this file.
 #[derive(Debug)]
 pub struct Combiner<J> {

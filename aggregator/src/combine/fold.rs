@@ -135,7 +135,13 @@ impl<J: Job> Combiner<J> {
         {
             return;
         }
-        fold.job.add(scratch, self.pending.accumulators_mut(row));
+        let job = &fold.job;
+        if is_large(record) {
+            self.pending
+                .update_and_weigh(row, |accumulators| job.add(scratch, accumulators));
+        } else {
+            job.add(scratch, self.pending.accumulators_mut(row));
+        }
     }
 
     /// False if the record's window is open after all in the internal partition that the record belongs to.
@@ -210,7 +216,7 @@ impl<J: Job> Combiner<J> {
                 internal.has_data = true;
             }
         }
-        *self.counters.bad.entry(reason).or_default() += 1;
+        self.counters.count_bad(reason);
     }
 
     #[cold]
@@ -238,4 +244,11 @@ fn source_record(source_partition: i32, record: &RecordRef<'_>, whole: bool) -> 
             })
             .collect(),
     }
+}
+
+/// Large enough that what `min` and `max` keep of it must be weighed.
+fn is_large(record: &RecordRef<'_>) -> bool {
+    const SMALL_RECORD_BYTES: usize = 512;
+    let length = |part: Option<&[u8]>| part.map_or(0, <[u8]>::len);
+    length(record.key) + length(record.value) > SMALL_RECORD_BYTES || record.headers.count() > 0
 }

@@ -23,6 +23,8 @@ pub struct PendingRows {
     groups: Vec<u8>,
     /// As many for each row as there are functions.
     accumulators: Vec<Accumulator>,
+    /// What the accumulators of large records have allocated.
+    heap_bytes: usize,
 }
 
 #[derive(Debug)]
@@ -46,6 +48,7 @@ impl PendingRows {
             rows: Vec::new(),
             groups: Vec::new(),
             accumulators: Vec::new(),
+            heap_bytes: 0,
         }
     }
 
@@ -56,6 +59,7 @@ impl PendingRows {
     /// About how many bytes the rows take in memory and, being of the same order, on the wire.
     pub fn bytes(&self) -> usize {
         self.groups.len()
+            + self.heap_bytes
             + self.rows.len()
                 * (size_of::<PendingRow>() + self.functions.len() * size_of::<Accumulator>())
     }
@@ -112,6 +116,18 @@ impl PendingRows {
         &mut self.accumulators[start..start + count]
     }
 
+    /// Updates a row's accumulators and counts what they then hold on the heap.
+    pub fn update_and_weigh(&mut self, row: RowIndex, update: impl FnOnce(&mut [Accumulator])) {
+        let weigh = |accumulators: &[Accumulator]| -> usize {
+            accumulators.iter().map(Accumulator::heap_bytes).sum()
+        };
+        let accumulators = self.accumulators_mut(row);
+        let before = weigh(accumulators);
+        update(accumulators);
+        let after = weigh(accumulators);
+        self.heap_bytes = (self.heap_bytes + after).saturating_sub(before);
+    }
+
     /// Hands out every row (internal partition, window, group, accumulators) in the order of insertion and keeps the memory for the next.
     pub fn drain(&mut self, mut each: impl FnMut(i32, Window, &[u8], &[Accumulator])) {
         let count = self.functions.len();
@@ -128,5 +144,6 @@ impl PendingRows {
         self.rows.clear();
         self.groups.clear();
         self.accumulators.clear();
+        self.heap_bytes = 0;
     }
 }

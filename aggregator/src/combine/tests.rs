@@ -417,3 +417,26 @@ fn a_partition_that_is_assigned_later_is_waited_for() {
         ]
     );
 }
+
+#[test]
+fn the_reasons_of_bad_records_are_bounded() {
+    let mut counters = CombinerCounters::default();
+    (0..1000).for_each(|reason| counters.count_bad(Cow::Owned(reason.to_string())));
+    assert_eq!(counters.bad.len(), BAD_REASONS_MAX + 1);
+    assert_eq!(counters.bad.get("other reasons"), Some(&936));
+}
+
+#[test]
+fn long_texts_in_accumulators_count_as_pending_bytes() {
+    let mut rows = PendingRows::new(&[crate::accumulator::AggregateFunction::Max]);
+    let window = Window::new(0, 10).unwrap();
+    let row = rows.insert(rows.hash(window, b"a"), window, b"a", 0);
+    let before = rows.bytes();
+    let text = crate::value::Value::String("x".repeat(5000).into());
+    for _ in 0..2 {
+        rows.update_and_weigh(row, |accumulators| accumulators[0].add(&text));
+    }
+    assert_eq!(rows.bytes() - before, 5000);
+    rows.drain(|_, _, _, _| {});
+    assert_eq!(rows.bytes(), 0);
+}
