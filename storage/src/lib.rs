@@ -1,4 +1,15 @@
 //! The partition log on disk, readable by Kafka's tools and by Raft.
 
+pub mod disk;
+pub mod epochs;
+mod error;
+mod ids;
 pub mod lock;
+pub mod log;
 pub mod producer_state;
+mod raft_index;
+mod segment;
+mod segment_index;
+
+pub use error::{Corruption, StorageError};
+pub use ids::{RaftIndex, Term};

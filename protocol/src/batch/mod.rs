@@ -8,7 +8,7 @@ pub mod stamped;
 pub mod validate;
 
 pub use builder::BatchBuilder;
-pub use header::{BATCH_HEADER_BYTES, BatchHeader, TimestampType};
+pub use header::{BATCH_HEADER_BYTES, BATCH_PREFIX_BYTES, BatchHeader, TimestampType};
 pub use iter::BatchIter;
 pub use records::{BatchRecords, Header, HeaderView, RecordRef, RecordView};
 pub use stamped::StampedBatch;

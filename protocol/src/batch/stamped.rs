@@ -41,6 +41,24 @@ impl StampedBatch {
         Ok(stamped)
     }
 
+    /// Puts together what [`Self::prefix`] and [`Self::body`] took apart.
+    ///
+    /// Errors: the two are not one v2 batch.
+    pub fn from_parts(
+        prefix: [u8; BATCH_PREFIX_BYTES],
+        body: Bytes,
+    ) -> Result<StampedBatch, BatchError> {
+        let header = BatchHeader::parse_parts(&prefix, &body)?;
+        let available = BATCH_PREFIX_BYTES + body.len();
+        if header.size_in_bytes() != available {
+            return Err(BatchError::Truncated {
+                needed: header.size_in_bytes(),
+                available,
+            });
+        }
+        Ok(StampedBatch { prefix, body })
+    }
+
     /// Takes exactly one batch as it is, for instance one that was read back or came from another broker.
     pub fn from_bytes(batch: Bytes) -> Result<StampedBatch, BatchError> {
         let header = BatchHeader::parse(&batch)?;

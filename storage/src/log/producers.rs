@@ -1,0 +1,152 @@
+//! Producer state beside the log: snapshots in Kafka's format, and replay of what came after.
+
+use std::io;
+
+use streamgauge_protocol::batch::{BatchHeader, BatchRecords};
+
+use super::Log;
+use super::files::Frames;
+use crate::error::{Corruption, StorageError};
+use crate::producer_state::{
+    ProducerBatch, ProducerBatchKind, ProducerState, TransactionMarker, TransactionResult,
+};
+use crate::segment::{base_offset_of, file_name, read_whole, replace_file};
+
+const SUFFIX: &str = "snapshot";
+
+/// Snapshots kept: the newest, and one more in case that one is damaged.
+const SNAPSHOTS_KEPT: usize = 2;
+
+/// A marker's key: version i16, type i16 (Kafka's `ControlRecordType`).
+const MARKER_KEY_BYTES: usize = 4;
+
+impl Log {
+    /// Saves the state at `offset`, up to which all batches have been applied to it.
+    pub fn write_producer_snapshot(
+        &self,
+        state: &ProducerState,
+        offset: i64,
+    ) -> Result<(), StorageError> {
+        let path = self.directory.join(file_name(offset, SUFFIX));
+        replace_file(&*self.disk, &path, &state.to_snapshot())
+            .map_err(|error| StorageError::io("write", &path, error))?;
+        let mut offsets = self.snapshot_offsets()?;
+        offsets.truncate(offsets.len().saturating_sub(SNAPSHOTS_KEPT));
+        for old in offsets {
+            self.remove_if_there(&self.directory.join(file_name(old, SUFFIX)))?;
+        }
+        Ok(())
+    }
+
+    /// The state that all batches below the log's end make: the newest usable snapshot and the
+    /// batches after it.
+    pub fn recover_producers(&self, now_ms: i64) -> Result<ProducerState, StorageError> {
+        let end = self.next_offset();
+        let mut state = ProducerState::new();
+        let mut from = self.start.offset;
+        for offset in self.snapshot_offsets()?.into_iter().rev() {
+            if offset > end || offset < self.start.offset {
+                continue;
+            }
+            let path = self.directory.join(file_name(offset, SUFFIX));
+            let snapshot = read_whole(&*self.disk, &path)
+                .ok()
+                .and_then(|bytes| ProducerState::from_snapshot(&bytes, offset, now_ms).ok());
+            match snapshot {
+                Some(snapshot) => {
+                    (state, from) = (snapshot, offset);
+                    break;
+                }
+                None => tracing::warn!(path = %path.display(), "producer snapshot is not usable"),
+            }
+        }
+        self.replay_producers(&mut state, from, now_ms)?;
+        state.advance_log_start(self.log_start_offset());
+        Ok(state)
+    }
+
+    fn replay_producers(
+        &self,
+        state: &mut ProducerState,
+        from: i64,
+        now_ms: i64,
+    ) -> Result<(), StorageError> {
+        for segment in self.shared.segments.load().iter() {
+            if segment.next_offset() <= from {
+                continue;
+            }
+            let path = segment.path("log");
+            let failed = |error: io::Error| StorageError::io("read", &path, error);
+            let relative = u32::try_from(from - segment.base_offset()).unwrap_or(0);
+            let position = segment.with_index(|index| index.position_before(relative));
+            let mut frames = Frames::new(segment, u64::from(position), usize::MAX);
+            while let Some(frame) = frames.next().map_err(failed)? {
+                if frame.header.base_offset < from || !frame.header.has_producer_id() {
+                    continue;
+                }
+                let batch = producer_batch(&frame.header, || frame.bytes()).ok_or_else(|| {
+                    StorageError::Corrupt(Corruption {
+                        file: path.clone(),
+                        position: frame.position,
+                        reason: "a control batch without a readable marker".into(),
+                    })
+                })?;
+                state.apply_committed(&batch, now_ms);
+            }
+        }
+        Ok(())
+    }
+
+    fn snapshot_offsets(&self) -> Result<Vec<i64>, StorageError> {
+        let names = self
+            .disk
+            .list(&self.directory)
+            .map_err(|error| self.io_error("list", error))?;
+        let mut offsets: Vec<i64> = names
+            .iter()
+            .filter_map(|name| base_offset_of(name, SUFFIX))
+            .collect();
+        offsets.sort_unstable();
+        Ok(offsets)
+    }
+}
+
+/// What producer state needs of a batch that has a producer id; the bytes are looked into only for
+/// a control batch. `None` if its marker cannot be read.
+pub fn producer_batch(
+    header: &BatchHeader,
+    bytes: impl FnOnce() -> bytes::Bytes,
+) -> Option<ProducerBatch> {
+    let kind = if header.is_control() {
+        ProducerBatchKind::EndTransaction(marker(bytes())?)
+    } else {
+        ProducerBatchKind::Data {
+            is_transactional: header.is_transactional(),
+        }
+    };
+    Some(ProducerBatch {
+        producer_id: header.producer_id,
+        producer_epoch: header.producer_epoch,
+        base_sequence: header.base_sequence,
+        base_offset: header.base_offset,
+        last_offset: header.last_offset(),
+        max_timestamp: header.max_timestamp,
+        kind,
+    })
+}
+
+fn marker(batch: bytes::Bytes) -> Option<TransactionMarker> {
+    let records = BatchRecords::open(&batch, batch.len()).ok()?;
+    let record = records.iter().next()?.ok()?;
+    let key = record.key?.first_chunk::<MARKER_KEY_BYTES>()?;
+    let result = match key {
+        [_, _, 0, 0] => TransactionResult::Abort,
+        [_, _, 0, 1] => TransactionResult::Commit,
+        _ => return None,
+    };
+    let epoch = record.value?.get(2..6)?.try_into().ok()?;
+    Some(TransactionMarker {
+        result,
+        coordinator_epoch: i32::from_be_bytes(epoch),
+    })
+}

@@ -1,0 +1,614 @@
+//! Creating a log and opening one again.
+//!
+//! Sealed segments were durable before the next was begun; their `.ridx` tells what they hold, and
+//! one whose `.ridx` is missing is scanned, where any damage is corruption. The last segment is
+//! trusted if the log was closed cleanly (its `.ridx` is there and fits), and scanned otherwise: a
+//! frame counts if its checksum is right, its offset follows and its term does not fall. A torn
+//! tail is cut off only past the recovery point, up to which the file is known to have been synced;
+//! damage before it is not a crash's. (What was never synced may survive in any order, so whole
+//! frames behind the damage prove nothing.)
+
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::AtomicI64;
+
+use arc_swap::ArcSwap;
+use streamgauge_protocol::batch::{BATCH_HEADER_BYTES, BATCH_PREFIX_BYTES};
+
+use super::append::{frame_of, place_of, reserve_bytes};
+use super::files::Frames;
+use super::{Log, LogConfig, LogStart, Shared, SyncedPoint};
+use crate::disk::Disk;
+use crate::epochs::EpochTable;
+use crate::error::{Corruption, StorageError};
+use crate::ids::{RaftIndex, Term};
+use crate::raft_index::{self, EntryPlace, SegmentSummary};
+use crate::segment::{
+    AppendedFrame, NO_TIMESTAMP, Segment, base_offset_of, file_name, read_whole, replace_file,
+};
+use crate::segment_index::SparseIndex;
+
+const START_FILE: &str = "log-start-checkpoint";
+/// Not synced itself: an old one only makes recovery more lenient.
+pub(super) const RECOVERY_POINT_FILE: &str = "recovery-point-checkpoint";
+
+const METADATA_FILE: &str = "partition.metadata";
+
+/// What opening found.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct RecoveryReport {
+    /// Bytes of a torn tail that were cut off.
+    pub truncated_bytes: u64,
+    /// Entries that were scanned because the log was not closed cleanly.
+    pub scanned_entries: u64,
+    /// Damage that is not a torn tail. The log ends before it and must not be written to: the
+    /// rest of the file is still there.
+    pub corruption: Option<Corruption>,
+}
+
+impl Log {
+    /// Makes a new log. `topic_id` is Kafka's text form, for `partition.metadata`.
+    pub fn create(
+        disk: Arc<dyn Disk>,
+        directory: &Path,
+        config: LogConfig,
+        start: LogStart,
+        topic_id: &str,
+        now_ms: i64,
+    ) -> Result<Self, StorageError> {
+        let failed = |error| StorageError::io("create", directory, error);
+        disk.create_dir_all(directory).map_err(failed)?;
+        let metadata = format!("version: 0\ntopic_id: {topic_id}\n");
+        replace_file(&*disk, &directory.join(METADATA_FILE), metadata.as_bytes())
+            .map_err(failed)?;
+        if start != LogStart::of_new_partition() {
+            write_start(&*disk, directory, start, start.offset)?;
+        }
+        let active = Segment::create(
+            Arc::clone(&disk),
+            directory,
+            start.offset,
+            start.index.next(),
+            reserve_bytes(config.segment_bytes),
+        )
+        .map_err(failed)?;
+        let mut directories = vec![directory.to_owned()];
+        directories.extend(directory.parent().map(Path::to_owned));
+        let active = Arc::new(active);
+        let file = active.file().map_err(failed)?;
+        Ok(Self {
+            disk,
+            directory: directory.to_owned(),
+            config,
+            shared: Arc::new(Shared {
+                segments: ArcSwap::from_pointee(vec![Arc::clone(&active)]),
+                log_start_offset: AtomicI64::new(start.offset),
+            }),
+            active,
+            places: Vec::new(),
+            first_timestamp: None,
+            active_since_ms: now_ms,
+            bytes_since_index: 0,
+            start,
+            epochs: EpochTable::default(),
+            dirty_files: vec![file],
+            dirty_directories: directories,
+            failed: false,
+            synced: SyncedPoint::default(),
+            recovery_point: SyncedPoint::default(),
+        })
+    }
+
+    /// The topic id that a partition's directory was made for, in Kafka's text form; `None` if its
+    /// creation was not finished.
+    pub fn topic_id(disk: &dyn Disk, directory: &Path) -> Option<String> {
+        let bytes = read_whole(disk, &directory.join(METADATA_FILE)).ok()?;
+        let text = String::from_utf8(bytes).ok()?;
+        let line = text
+            .lines()
+            .find_map(|line| line.strip_prefix("topic_id: "))?;
+        Some(line.trim().to_owned())
+    }
+
+    /// Opens a log, recovers its tail and says what that took.
+    pub fn open(
+        disk: Arc<dyn Disk>,
+        directory: &Path,
+        config: LogConfig,
+        now_ms: i64,
+    ) -> Result<(Self, RecoveryReport), StorageError> {
+        Opening {
+            disk,
+            directory,
+            config,
+            report: RecoveryReport::default(),
+        }
+        .open(now_ms)
+    }
+
+    pub(super) fn write_start(&self) -> Result<(), StorageError> {
+        write_start(
+            &*self.disk,
+            &self.directory,
+            self.start,
+            self.log_start_offset(),
+        )
+    }
+}
+
+impl LogStart {
+    /// Where the logs of new partitions begin. The index is not zero, so that an empty replica
+    /// which joins later is behind every log's start and is told where to begin.
+    pub const fn of_new_partition() -> Self {
+        Self {
+            index: RaftIndex(5),
+            term: Term(0),
+            offset: 0,
+        }
+    }
+}
+
+/// The largest timestamp of the batches before `end`, and the last offset of the first that has it.
+pub(super) fn max_timestamp(segment: &Segment, end: u64) -> io::Result<(i64, i64)> {
+    let mut largest = (NO_TIMESTAMP, -1);
+    let mut frames = Frames::new(segment, 0, usize::MAX);
+    while let Some(frame) = frames.next()? {
+        if frame.position >= end {
+            break;
+        }
+        if !frame.header.is_internal() && frame.header.max_timestamp > largest.0 {
+            largest = (frame.header.max_timestamp, frame.header.last_offset());
+        }
+    }
+    Ok(largest)
+}
+
+fn write_start(
+    disk: &dyn Disk,
+    directory: &Path,
+    start: LogStart,
+    log_start_offset: i64,
+) -> Result<(), StorageError> {
+    let path = directory.join(START_FILE);
+    let body = format!(
+        "0\n{} {} {} {log_start_offset}\n",
+        start.index.0, start.term.0, start.offset
+    );
+    let text = format!("{body}{:08x}\n", crc32fast::hash(body.as_bytes()));
+    replace_file(disk, &path, text.as_bytes())
+        .and_then(|()| disk.sync_dir(directory))
+        .map_err(|error| StorageError::io("write", &path, error))
+}
+
+fn read_start(disk: &dyn Disk, directory: &Path) -> Result<(LogStart, i64), StorageError> {
+    let path = directory.join(START_FILE);
+    let bytes = match read_whole(disk, &path) {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let start = LogStart::of_new_partition();
+            return Ok((start, start.offset));
+        }
+        Err(error) => return Err(StorageError::io("read", &path, error)),
+    };
+    parse_start(&bytes).ok_or_else(|| {
+        StorageError::Corrupt(Corruption {
+            file: path,
+            position: 0,
+            reason: "the log start checkpoint is not what was written".into(),
+        })
+    })
+}
+
+fn parse_start(bytes: &[u8]) -> Option<(LogStart, i64)> {
+    let text = std::str::from_utf8(bytes).ok()?;
+    let (body, crc) = text.split_at_checked(text.trim_end().rfind('\n')? + 1)?;
+    if u32::from_str_radix(crc.trim(), 16) != Ok(crc32fast::hash(body.as_bytes())) {
+        return None;
+    }
+    let mut fields = body.lines().nth(1)?.split(' ');
+    let start = LogStart {
+        index: RaftIndex(fields.next()?.parse().ok()?),
+        term: Term(fields.next()?.parse().ok()?),
+        offset: fields.next()?.parse().ok()?,
+    };
+    Some((start, fields.next()?.parse().ok()?))
+}
+
+/// Up to where the last segment was synced when [`Log::write_recovery_point`] last said so.
+fn read_recovery_point(disk: &dyn Disk, directory: &Path) -> Option<SyncedPoint> {
+    let bytes = read_whole(disk, &directory.join(RECOVERY_POINT_FILE)).ok()?;
+    let text = std::str::from_utf8(&bytes).ok()?;
+    let (body, crc) = text.split_at_checked(text.trim_end().rfind('\n')? + 1)?;
+    if u32::from_str_radix(crc.trim(), 16) != Ok(crc32fast::hash(body.as_bytes())) {
+        return None;
+    }
+    let (base_offset, position) = body.lines().nth(1)?.split_once(' ')?;
+    Some(SyncedPoint {
+        base_offset: base_offset.parse().ok()?,
+        position: position.parse().ok()?,
+    })
+}
+
+/// An open under way.
+struct Opening<'a> {
+    disk: Arc<dyn Disk>,
+    directory: &'a Path,
+    config: LogConfig,
+    report: RecoveryReport,
+}
+
+/// A segment as opening found it.
+struct Found {
+    segment: Segment,
+    places: Vec<EntryPlace>,
+    /// Bytes of the log that have no index entry yet.
+    bytes_since_index: u32,
+    first_timestamp: Option<i64>,
+    file_bytes: u64,
+}
+
+impl Opening<'_> {
+    fn open(mut self, now_ms: i64) -> Result<(Log, RecoveryReport), StorageError> {
+        let (start, log_start_offset) = read_start(&*self.disk, self.directory)?;
+        let mut bases = self.segment_bases(start)?;
+        let active_base = bases.pop().unwrap_or(start.offset);
+        let mut segments = Vec::with_capacity(bases.len() + 1);
+        let mut epochs = EpochTable::default();
+        let mut next = (start.index.next(), start.offset);
+        let mut cut_short = false;
+        for base in bases {
+            let segment = self.open_sealed(base, next, &mut epochs)?;
+            next = (
+                RaftIndex(segment.first_index().0 + segment.places().map_or(0, <[_]>::len) as u64),
+                segment.next_offset(),
+            );
+            segments.push(Arc::new(segment));
+            if self.report.corruption.is_some() {
+                cut_short = true;
+                break;
+            }
+        }
+        if !cut_short && active_base != next.1 {
+            self.report.corruption = Some(self.missing_segment(active_base, next.1));
+            cut_short = true;
+        }
+        let active_base = if cut_short { next.1 } else { active_base };
+        let found = self.open_active(active_base, next, &mut epochs, cut_short)?;
+        let active = Arc::new(found.segment);
+        segments.push(Arc::clone(&active));
+        let mut log = Log {
+            disk: self.disk,
+            directory: self.directory.to_owned(),
+            config: self.config,
+            shared: Arc::new(Shared {
+                segments: ArcSwap::from_pointee(segments),
+                log_start_offset: AtomicI64::new(log_start_offset.max(start.offset)),
+            }),
+            active,
+            places: found.places,
+            first_timestamp: found.first_timestamp,
+            active_since_ms: now_ms,
+            bytes_since_index: found.bytes_since_index,
+            start,
+            epochs,
+            dirty_files: Vec::new(),
+            dirty_directories: Vec::new(),
+            failed: self.report.corruption.is_some(),
+            synced: SyncedPoint::default(),
+            recovery_point: SyncedPoint::default(),
+        };
+        if self.report.corruption.is_none() {
+            log.settle_tail(found.file_bytes, self.report.scanned_entries > 0)?;
+        }
+        Ok((log, self.report))
+    }
+
+    /// The base offsets of the segments, rising, without those before the log's start: a crash may
+    /// have come between moving the start and removing them.
+    fn segment_bases(&self, start: LogStart) -> Result<Vec<i64>, StorageError> {
+        let failed = |error| StorageError::io("list", self.directory, error);
+        let mut bases: Vec<i64> = Vec::new();
+        for name in self.disk.list(self.directory).map_err(failed)? {
+            if name.ends_with(".tmp") {
+                let path = self.directory.join(&name);
+                self.disk.remove_file(&path).map_err(failed)?;
+            } else if let Some(base) = base_offset_of(&name, "log") {
+                bases.push(base);
+            }
+        }
+        bases.sort_unstable();
+        bases.retain(|base| *base >= start.offset);
+        Ok(bases)
+    }
+
+    /// The `.ridx` of a segment, if it is whole and fits what came before and the file.
+    fn trusted(
+        &self,
+        base: i64,
+        next: (RaftIndex, i64),
+        file_bytes: u64,
+        epochs: &mut EpochTable,
+    ) -> Option<(SegmentSummary, Vec<EntryPlace>)> {
+        let path = self.directory.join(file_name(base, "ridx"));
+        let bytes = read_whole(&*self.disk, &path).ok()?;
+        let contents = raft_index::decode(&bytes)?;
+        let summary = contents.summary;
+        let fits = summary.base_offset == base
+            && summary.first_index == next.0
+            && base == next.1
+            && summary.log_bytes == file_bytes;
+        if !fits {
+            return None;
+        }
+        if !contents.places.is_empty() {
+            epochs.extend(&contents.epochs)?;
+        }
+        Some((summary, contents.places))
+    }
+
+    fn open_sealed(
+        &mut self,
+        base: i64,
+        next: (RaftIndex, i64),
+        epochs: &mut EpochTable,
+    ) -> Result<Segment, StorageError> {
+        let path = self.directory.join(file_name(base, "log"));
+        let file_bytes = self
+            .disk
+            .open(&path)
+            .and_then(|file| file.len())
+            .map_err(|error| StorageError::io("open", &path, error))?;
+        if base != next.1 {
+            self.report.corruption = Some(self.missing_segment(base, next.1));
+        } else if let Some((summary, places)) = self.trusted(base, next, file_bytes, epochs) {
+            let segment = self.segment(&summary);
+            segment.set_places(places);
+            return Ok(segment);
+        }
+        let found = self.scan(base, next, file_bytes, epochs)?;
+        let end = found.segment.end();
+        if end < file_bytes
+            && self.report.corruption.is_none()
+            && self.is_zero(&found.segment, file_bytes)?
+        {
+            // What a truncation left when the segment was active; nobody has it mapped now.
+            found
+                .segment
+                .file()
+                .and_then(|file| file.set_len(end))
+                .map_err(|error| StorageError::io("truncate", &path, error))?;
+        } else if end < file_bytes && self.report.corruption.is_none() {
+            // Sealed means synced: whatever is wrong here did not happen in a crash.
+            self.report.corruption = Some(Corruption {
+                file: path,
+                position: end,
+                reason: "a batch in a sealed segment is damaged".into(),
+            });
+        }
+        let segment = found.segment;
+        segment.set_places(found.places);
+        Ok(segment)
+    }
+
+    fn open_active(
+        &mut self,
+        base: i64,
+        next: (RaftIndex, i64),
+        epochs: &mut EpochTable,
+        cut_short: bool,
+    ) -> Result<Found, StorageError> {
+        let path = self.directory.join(file_name(base, "log"));
+        let exists = self
+            .disk
+            .exists(&path)
+            .map_err(|error| StorageError::io("open", &path, error))?;
+        if cut_short || !exists {
+            // After corruption there is nothing to go on with; without a file the crash came
+            // before the first segment's creation was durable.
+            let segment = self.segment(&empty_summary(next.1, next.0));
+            if !exists && !cut_short {
+                let file = self
+                    .disk
+                    .create(&path)
+                    .map_err(|error| StorageError::io("create", &path, error))?;
+                segment.keep_file(file);
+            }
+            segment.set_index(SparseIndex::default());
+            return Ok(Found {
+                segment,
+                places: Vec::new(),
+                bytes_since_index: 0,
+                first_timestamp: None,
+                file_bytes: 0,
+            });
+        }
+        let file = self
+            .disk
+            .open(&path)
+            .map_err(|error| StorageError::io("open", &path, error))?;
+        let file_bytes = file
+            .len()
+            .map_err(|error| StorageError::io("open", &path, error))?;
+        if let Some((summary, places)) = self.trusted(base, next, file_bytes, epochs) {
+            let segment = self.segment(&summary);
+            segment.keep_file(file);
+            segment.with_index(|_| ());
+            let first_timestamp = first_timestamp(&segment)
+                .map_err(|error| StorageError::io("read", &path, error))?;
+            return Ok(Found {
+                segment,
+                places,
+                // Unknown; the next batch gets an entry at the latest one interval on.
+                bytes_since_index: 0,
+                first_timestamp,
+                file_bytes,
+            });
+        }
+        let found = self.scan(base, next, file_bytes, epochs)?;
+        found.segment.keep_file(file);
+        let end = found.segment.end();
+        self.report.scanned_entries += found.places.len() as u64;
+        if end < file_bytes {
+            let synced = read_recovery_point(&*self.disk, self.directory)
+                .filter(|point| point.base_offset == base)
+                .map_or(0, |point| point.position);
+            if end < synced {
+                self.report.corruption = Some(Corruption {
+                    file: path,
+                    position: end,
+                    reason: format!("bytes up to position {synced} were synced"),
+                });
+            } else {
+                self.report.truncated_bytes = file_bytes - end;
+            }
+        }
+        Ok(found)
+    }
+
+    fn missing_segment(&self, found: i64, expected: i64) -> Corruption {
+        Corruption {
+            file: self.directory.join(file_name(found, "log")),
+            position: 0,
+            reason: format!("the segment before it is missing: offset {expected} was expected"),
+        }
+    }
+
+    fn segment(&self, summary: &SegmentSummary) -> Segment {
+        Segment::with_summary(
+            Arc::clone(&self.disk),
+            self.directory,
+            summary,
+            reserve_bytes(self.config.segment_bytes),
+        )
+    }
+
+    /// Reads a segment from its beginning to the first frame that does not count.
+    fn scan(
+        &mut self,
+        base: i64,
+        next: (RaftIndex, i64),
+        file_bytes: u64,
+        epochs: &mut EpochTable,
+    ) -> Result<Found, StorageError> {
+        let (first_index, _) = next;
+        epochs.truncate_from(first_index);
+        let mut last_term = epochs.latest().map_or(Term(0), |latest| latest.term);
+        // Scanned as if all were published; the end is set to what counts before anybody reads.
+        let whole = self.segment(&SegmentSummary {
+            log_bytes: file_bytes,
+            ..empty_summary(base, first_index)
+        });
+        let failed = |error| StorageError::io("read", &whole.path("log"), error);
+        let mut found = Found {
+            segment: self.segment(&empty_summary(base, first_index)),
+            places: Vec::new(),
+            bytes_since_index: 0,
+            first_timestamp: None,
+            file_bytes,
+        };
+        let mut frames: Vec<AppendedFrame> = Vec::new();
+        let mut next_offset = base;
+        let mut walk = Frames::new(&whole, 0, usize::MAX);
+        loop {
+            let frame = match walk.next() {
+                Ok(Some(frame)) => frame,
+                Ok(None) => break,
+                Err(error) if is_torn(&error) => break,
+                Err(error) => return Err(failed(error)),
+            };
+            let header = frame.header;
+            let bytes = frame.bytes();
+            let term = Term::from_leader_epoch(header.partition_leader_epoch);
+            let counts = header.base_offset == next_offset
+                && header.next_offset() >= next_offset
+                && term >= last_term
+                && header
+                    .verify_crc(bytes.get(BATCH_PREFIX_BYTES..).unwrap_or_default())
+                    .is_ok();
+            if !counts {
+                break;
+            }
+            let appended = frame_of(frame.position, &header);
+            let prefix = bytes.get(..BATCH_PREFIX_BYTES).unwrap_or_default();
+            found
+                .places
+                .push(place_of(&appended, base, crc32fast::hash(prefix)));
+            let index = RaftIndex(first_index.0 + found.places.len() as u64 - 1);
+            epochs.observe(term, index, header.base_offset);
+            found.first_timestamp.get_or_insert(header.max_timestamp);
+            frames.push(appended);
+            last_term = term;
+            next_offset = header.next_offset();
+        }
+        found.segment.set_index(SparseIndex::default());
+        found.segment.publish(
+            &frames,
+            self.config.index_interval_bytes,
+            &mut found.bytes_since_index,
+        );
+        Ok(found)
+    }
+
+    /// Whether there is nothing but zeros behind the segment's end.
+    fn is_zero(&self, segment: &Segment, file_bytes: u64) -> Result<bool, StorageError> {
+        let tail = self.tail(segment, file_bytes)?;
+        Ok(tail.iter().all(|byte| *byte == 0))
+    }
+
+    /// The bytes of a segment's file behind its end.
+    fn tail(&self, segment: &Segment, file_bytes: u64) -> Result<Vec<u8>, StorageError> {
+        let len = usize::try_from(file_bytes - segment.end()).unwrap_or(usize::MAX);
+        let mut tail = vec![0; len];
+        segment
+            .file()
+            .and_then(|file| file.read_at(segment.end(), &mut tail))
+            .map_err(|error| StorageError::io("read", &segment.path("log"), error))?;
+        Ok(tail)
+    }
+}
+
+impl Log {
+    /// Cuts off what recovery did not count and syncs what it did: after a crash of the process
+    /// alone the tail may be in the page cache only, and what is served must not be lost later.
+    fn settle_tail(&mut self, file_bytes: u64, scanned: bool) -> Result<(), StorageError> {
+        let failed = |error| StorageError::io("recover", &self.directory, error);
+        let end = self.active.end();
+        // Nobody has mapped the file yet.
+        if file_bytes > end {
+            let file = self.active.file().map_err(failed)?;
+            file.set_len(end).map_err(failed)?;
+        }
+        // From here on the segment grows, and a stale index file must not be trusted.
+        self.remove_if_there(&self.active.path("ridx"))?;
+        if scanned || file_bytes > end {
+            let file = self.active.file().map_err(failed)?;
+            self.mark_dirty(file);
+            self.dirty_directories.push(self.directory.clone());
+        }
+        Ok(())
+    }
+}
+
+fn empty_summary(base_offset: i64, first_index: RaftIndex) -> SegmentSummary {
+    SegmentSummary {
+        base_offset,
+        first_index,
+        log_bytes: 0,
+        next_offset: base_offset,
+        max_timestamp: NO_TIMESTAMP,
+        max_timestamp_offset: -1,
+    }
+}
+
+fn first_timestamp(segment: &Segment) -> io::Result<Option<i64>> {
+    let first = Frames::new(segment, 0, BATCH_HEADER_BYTES).next()?;
+    Ok(first.map(|frame| frame.header.max_timestamp))
+}
+
+fn is_torn(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof
+    )
+}
