@@ -1,8 +1,10 @@
 //! The partition log on disk, readable by Kafka's tools and by Raft.
 
+pub mod checkpoint;
 pub mod disk;
 pub mod epochs;
 mod error;
+pub mod hard_state;
 mod ids;
 pub mod lock;
 pub mod log;

@@ -19,6 +19,8 @@
 //! ```
 
 mod append;
+#[cfg(test)]
+mod crash_tests;
 mod files;
 pub mod producers;
 mod read;
@@ -429,11 +431,16 @@ pub struct SyncTicket {
 
 impl SyncTicket {
     /// A ticket for files that do not belong to a partition's log.
-    pub fn for_files(disk: Arc<dyn Disk>, name: PathBuf, files: Vec<Arc<dyn DiskFile>>) -> Self {
+    pub fn for_files(
+        disk: Arc<dyn Disk>,
+        name: PathBuf,
+        files: Vec<Arc<dyn DiskFile>>,
+        directories: Vec<PathBuf>,
+    ) -> Self {
         Self {
             disk,
             files,
-            directories: Vec::new(),
+            directories,
             name,
             point: SyncedPoint::default(),
         }

@@ -196,6 +196,12 @@ impl Log {
         if kept >= self.places.len() {
             return Ok(());
         }
+        // The file keeps its length, so an index of the old entries would still fit it: none may
+        // come back after a power failure.
+        self.remove_if_there(&self.active.path("ridx"))?;
+        self.disk
+            .sync_dir(&self.directory)
+            .map_err(|error| self.io_error("sync", error))?;
         let end = self.active.end();
         let position = self
             .places

@@ -317,6 +317,10 @@ impl Opening<'_> {
                 bases.push(base);
             }
         }
+        for base in bases.iter().filter(|base| **base < start.offset) {
+            let summary = empty_summary(*base, RaftIndex::default());
+            self.segment(&summary).remove_files().map_err(failed)?;
+        }
         bases.sort_unstable();
         bases.retain(|base| *base >= start.offset);
         Ok(bases)
