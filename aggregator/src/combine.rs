@@ -166,6 +166,8 @@ struct Source {
 struct Internal {
     /// For each source partition what merge knows once it has everything sent.
     sent: BTreeMap<i32, SourceCover>,
+    /// Source partitions of which merge has nothing and nothing was sent.
+    unreported: BTreeSet<i32>,
     /// Merge's watermark once it has everything sent, as far as this combiner's covers move it.
     watermark: i64,
     builder: PartialBatchBuilder,
@@ -200,7 +202,7 @@ impl<J: Job> Combiner<J> {
     }
 
     /// Tells what an internal partition's merger has: its covers, its watermark, and the windows that are open in it. To be called for
-    /// every internal partition before the sources are assigned, also for empty ones.
+    /// every internal partition before the first source is assigned, also for empty ones; to take sources on later, make a new combiner.
     pub fn set_internal_state(
         &mut self,
         internal_partition: i32,
@@ -250,6 +252,9 @@ impl<J: Job> Combiner<J> {
             _ => (start_offset, SourceWatermark::NEW),
         };
         for internal in &mut self.internals {
+            if !internal.sent.contains_key(&source_partition) {
+                internal.unreported.insert(source_partition);
+            }
             internal
                 .sent
                 .entry(source_partition)
@@ -281,6 +286,7 @@ impl<J: Job> Combiner<J> {
         self.sources.remove(&source_partition);
         for internal in &mut self.internals {
             internal.sent.remove(&source_partition);
+            internal.unreported.remove(&source_partition);
         }
         batches
     }

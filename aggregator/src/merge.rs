@@ -5,7 +5,7 @@
 //! outputs it has and appends only what comes after; so each output is there exactly once.
 //!
 //! **Taking a batch.** A batch is taken if every cover in it begins where the merger's cover of that source partition ends and its
-//! leader epoch is not older than the last; else it is refused entirely ([`Outputs::refused`]): it is a replay, or its sender has lost
+//! leader epoch is not older than the last (where it has none the cover must be an initial one); else it is refused entirely ([`Outputs::refused`]): it is a replay, or its sender has lost
 //! the source's leadership or is ahead of a batch that was lost. The sender then starts anew from the merger's covers.
 //!
 //! **Time.** The watermark is the least over all source partitions of the job that are not marked idle; one that has never reported
@@ -124,9 +124,8 @@ pub struct Refusal {
     /// Whose batch it was: if it is a running combiner's, that one starts anew; a refused replay needs nothing.
     pub combiner_id: i32,
     pub cover: Cover,
-    /// Where the merger's cover of that source partition ends, and its epoch.
-    pub to_offset: i64,
-    pub leader_epoch: i32,
+    /// What the merger has of that source partition.
+    pub known: Option<SourceCover>,
 }
 
 /// What one batch brought about.
@@ -326,14 +325,17 @@ impl<J: Job> Merger<J> {
 
     fn refusal(&self, header: &PartialHeader) -> Option<Refusal> {
         header.covers.iter().find_map(|cover| {
-            let known = self.sources.get(&cover.source_partition)?;
-            let fits =
-                cover.from_offset == known.to_offset && cover.leader_epoch >= known.leader_epoch;
+            let known = self.sources.get(&cover.source_partition).copied();
+            let fits = match known {
+                None => cover.initial,
+                Some(known) => {
+                    cover.from_offset == known.to_offset && cover.leader_epoch >= known.leader_epoch
+                }
+            };
             (!fits).then_some(Refusal {
                 combiner_id: header.combiner_id,
                 cover: *cover,
-                to_offset: known.to_offset,
-                leader_epoch: known.leader_epoch,
+                known,
             })
         })
     }

@@ -5,7 +5,8 @@
 //! ```text
 //! record 0   header:  version u8 = 1 | combiner signed32 | source partitions of the job unsigned
 //!                     | records that follow unsigned | covers: count, then each
-//!                       source signed32 | leader epoch signed32 | from signed | to - from unsigned | watermark signed | idle bool
+//!                       source signed32 | leader epoch signed32 | from signed | to - from unsigned | watermark signed
+//!                       | flags u8 (1 idle, 2 initial)
 //! record 1…  u8 = 1   rows until the record's end, each
 //!                       window start signed | window length unsigned | group bytes | accumulators (see accumulator.rs)
 //!            u8 = 2   a late candidate: judged at signed | event time signed | its row as above | the source record
@@ -19,9 +20,7 @@
 
 use bytes::Bytes;
 
-use crate::codec::{
-    CodecError, Reader, put_bool, put_bytes, put_optional_bytes, put_signed, put_unsigned,
-};
+use crate::codec::{CodecError, Reader, put_bytes, put_optional_bytes, put_signed, put_unsigned};
 use crate::window::Window;
 
 const VERSION: u8 = 1;
@@ -44,6 +43,9 @@ pub struct Cover {
     pub watermark: i64,
     /// The source partition must not hold the job's watermark back until a cover says otherwise.
     pub idle: bool,
+    /// The sender was told that merge has nothing of this source partition yet. Only such a cover may be the first: were it enough that
+    /// merge has none, a batch whose predecessor was lost would be taken.
+    pub initial: bool,
 }
 
 /// The first record of a batch.
@@ -200,7 +202,7 @@ pub(crate) fn put_cover(out: &mut Vec<u8>, cover: &Cover) {
     put_signed(out, cover.from_offset);
     put_unsigned(out, (cover.to_offset - cover.from_offset) as u64);
     put_signed(out, cover.watermark);
-    put_bool(out, cover.idle);
+    out.push(u8::from(cover.idle) | u8::from(cover.initial) << 1);
 }
 
 pub(crate) fn read_cover(reader: &mut Reader<'_>) -> Result<Cover, CodecError> {
@@ -211,13 +213,19 @@ pub(crate) fn read_cover(reader: &mut Reader<'_>) -> Result<Cover, CodecError> {
     let to_offset = from_offset
         .checked_add_unsigned(length)
         .ok_or_else(|| reader.invalid("a cover past the last offset"))?;
+    let watermark = reader.signed()?;
+    let flags = reader.byte()?;
+    if flags > 3 {
+        return Err(reader.unknown(u64::from(flags)));
+    }
     Ok(Cover {
         source_partition,
         leader_epoch,
         from_offset,
         to_offset,
-        watermark: reader.signed()?,
-        idle: reader.bool()?,
+        watermark,
+        idle: flags & 1 != 0,
+        initial: flags & 2 != 0,
     })
 }
 
@@ -434,6 +442,7 @@ mod tests {
             to_offset: 78,
             watermark: i64::MIN,
             idle: true,
+            initial: true,
         };
         builder.finish(1, 5, 4, &[cover])
     }

@@ -155,6 +155,7 @@ impl<J: Job> Merger<J> {
                 to_offset: known.to_offset,
                 watermark: known.state.watermark,
                 idle: known.state.idle,
+                initial: false,
             };
             put_cover(&mut out, &cover);
             put_signed(&mut out, i64::from(known.combiner_id));

@@ -31,6 +31,7 @@ impl<J: Job> Combiner<J> {
                 // A watermark that merge has been told never goes back.
                 watermark: source.state.watermark.max(sent.state.watermark),
                 idle: source.state.idle,
+                initial: internal.unreported.contains(partition),
             });
         }
         if covers.is_empty() {
@@ -62,6 +63,7 @@ impl<J: Job> Combiner<J> {
                 state,
                 combiner_id: self.config.combiner_id,
             };
+            internal.unreported.remove(&cover.source_partition);
             internal.sent.insert(cover.source_partition, sent);
         }
         internal.sent_at_ms = Some(now_ms);

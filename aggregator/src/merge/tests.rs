@@ -52,6 +52,7 @@ fn cover(source_partition: i32, from_offset: i64, to_offset: i64, watermark: i64
         to_offset,
         watermark,
         idle: false,
+        initial: true,
     }
 }
 
@@ -242,7 +243,10 @@ fn a_replayed_batch_is_refused_whole() {
     log.append(batch().row(0, "a", &[1]).covers(&[cover(0, 0, 1, 5)]));
     let outputs = log.append(batch().row(0, "a", &[1]).covers(&[cover(0, 0, 1, 5)]));
     let refusal = outputs.refused.unwrap();
-    assert_eq!((refusal.cover.from_offset, refusal.to_offset), (0, 1));
+    assert_eq!(
+        (refusal.cover.from_offset, refusal.known.unwrap().to_offset),
+        (0, 1)
+    );
     let outputs = log.append(batch().covers(&[cover(0, 1, 2, 9)]));
     assert_eq!(texts(&outputs), ["0..10 a: 1 1 1 1 1"]);
     assert_eq!(log.merger.counters().batches_refused, 1);
@@ -400,4 +404,24 @@ fn a_batch_that_is_not_whole_is_corrupt() {
         }),
         Err(MergeError::Corrupt { .. })
     ));
+}
+
+#[test]
+fn a_batch_whose_predecessor_was_lost_cannot_be_the_first() {
+    let mut log = Log::new(1);
+    let second = Cover {
+        initial: false,
+        ..cover(0, 2, 4, 5)
+    };
+    let refusal = log
+        .append(batch().row(0, "a", &[1]).covers(&[second]))
+        .refused
+        .unwrap();
+    assert_eq!(refusal.known, None);
+    assert!(
+        log.append(batch().covers(&[cover(0, 0, 2, 5)]))
+            .refused
+            .is_none()
+    );
+    assert!(log.append(batch().covers(&[second])).refused.is_none());
 }
