@@ -378,3 +378,7 @@ fn joined_response(joined: Joined, version: i16) -> JoinGroupResponse {
     }
     response
 }
+
+#[cfg(test)]
+#[path = "service_tests.rs"]
+mod tests;
