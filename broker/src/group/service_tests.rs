@@ -1,7 +1,9 @@
 use super::*;
 use crate::group::memory_log::MemoryLog;
 use kafka_protocol::messages::join_group_request::JoinGroupRequestProtocol;
-use kafka_protocol::messages::offset_commit_request::{OffsetCommitRequestPartition, OffsetCommitRequestTopic};
+use kafka_protocol::messages::offset_commit_request::{
+    OffsetCommitRequestPartition, OffsetCommitRequestTopic,
+};
 use kafka_protocol::messages::offset_fetch_request::OffsetFetchRequestGroup;
 use kafka_protocol::messages::{OffsetCommitRequest, OffsetFetchRequest, TopicName};
 
@@ -22,19 +24,31 @@ impl TopicLookup for OneTopic {
 }
 
 fn coordinator(log: &Arc<MemoryLog>) -> GroupCoordinator {
-    let config = GroupConfig { offsets_topic_partitions: 1, initial_rebalance_delay_ms: 0, ..GroupConfig::default() };
+    let config = GroupConfig {
+        offsets_topic_partitions: 1,
+        initial_rebalance_delay_ms: 0,
+        ..GroupConfig::default()
+    };
     let coordinator = GroupCoordinator::new(config, Arc::new(OneTopic), Arc::new(|| 1_000));
     coordinator.become_leader(0, log.clone());
     coordinator
 }
 
 fn info(api_version: i16) -> RequestInfo {
-    RequestInfo { client_id: "c".into(), client_host: "/h".into(), api_version }
+    RequestInfo {
+        client_id: "c".into(),
+        client_host: "/h".into(),
+        api_version,
+    }
 }
 
 async fn commit(coordinator: &GroupCoordinator, offset: i64) -> i16 {
-    let partition = OffsetCommitRequestPartition::default().with_partition_index(1).with_committed_offset(offset);
-    let topic = OffsetCommitRequestTopic::default().with_name(TopicName(text("orders"))).with_partitions(vec![partition]);
+    let partition = OffsetCommitRequestPartition::default()
+        .with_partition_index(1)
+        .with_committed_offset(offset);
+    let topic = OffsetCommitRequestTopic::default()
+        .with_name(TopicName(text("orders")))
+        .with_partitions(vec![partition]);
     let request = OffsetCommitRequest::default()
         .with_group_id(GroupId(text("g")))
         .with_generation_id_or_member_epoch(-1)
@@ -52,10 +66,15 @@ async fn commit(coordinator: &GroupCoordinator, offset: i64) -> i16 {
 }
 
 async fn fetch(coordinator: &GroupCoordinator) -> i64 {
-    let group = OffsetFetchRequestGroup::default().with_group_id(GroupId(text("g"))).with_topics(None);
+    let group = OffsetFetchRequestGroup::default()
+        .with_group_id(GroupId(text("g")))
+        .with_topics(None);
     let request = OffsetFetchRequest::default().with_groups(vec![group]);
     let response = coordinator.offset_fetch(info(10), request).await;
-    assert_eq!(response.groups[0].topics[0].topic_id, uuid::Uuid::from_u128(7));
+    assert_eq!(
+        response.groups[0].topics[0].topic_id,
+        uuid::Uuid::from_u128(7)
+    );
     response.groups[0].topics[0].partitions[0].committed_offset
 }
 
@@ -73,11 +92,17 @@ async fn a_refused_append_fails_its_commit_and_the_log_stays_the_truth() {
     let log = MemoryLog::open();
     let coordinator = coordinator(&log);
     assert_eq!(commit(&coordinator, 5).await, 0);
-    *log.failure.lock().unwrap_or_else(PoisonError::into_inner) = Some(ResponseError::NotEnoughReplicas);
-    assert_eq!(commit(&coordinator, 6).await, ResponseError::CoordinatorNotAvailable.code());
+    *log.failure.lock().unwrap_or_else(PoisonError::into_inner) =
+        Some(ResponseError::NotEnoughReplicas);
+    assert_eq!(
+        commit(&coordinator, 6).await,
+        ResponseError::CoordinatorNotAvailable.code()
+    );
     let _ = log.gate.available_permits();
     for _ in 0..1_000 {
-        let list = coordinator.list_groups(info(5), ListGroupsRequest::default()).await;
+        let list = coordinator
+            .list_groups(info(5), ListGroupsRequest::default())
+            .await;
         if list.error_code == 0 {
             break;
         }
@@ -100,8 +125,17 @@ async fn a_join_of_version_4_comes_back_with_its_id() {
         .with_protocols(vec![protocol]);
     let refused = coordinator.join_group(info(9), request.clone()).await;
     assert_eq!(refused.error_code, ResponseError::MemberIdRequired.code());
-    let joined = coordinator.join_group(info(9), request.with_member_id(refused.member_id.clone())).await;
-    assert_eq!((joined.error_code, joined.generation_id, joined.members.len()), (0, 1, 1));
+    let joined = coordinator
+        .join_group(info(9), request.with_member_id(refused.member_id.clone()))
+        .await;
+    assert_eq!(
+        (
+            joined.error_code,
+            joined.generation_id,
+            joined.members.len()
+        ),
+        (0, 1, 1)
+    );
     assert_eq!(joined.leader, refused.member_id);
 }
 
