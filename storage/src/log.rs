@@ -19,6 +19,7 @@
 //! ```
 
 mod append;
+mod checkpoints;
 #[cfg(test)]
 mod crash_tests;
 mod files;
@@ -379,15 +380,7 @@ impl Log {
         if self.synced == self.recovery_point {
             return Ok(());
         }
-        let SyncedPoint {
-            base_offset,
-            position,
-        } = self.synced;
-        let body = format!("0\n{base_offset} {position}\n");
-        let text = format!("{body}{:08x}\n", crc32fast::hash(body.as_bytes()));
-        self.replace_unsynced(recovery::RECOVERY_POINT_FILE, text.as_bytes())?;
-        self.recovery_point = self.synced;
-        Ok(())
+        self.replace_recovery_point(false)
     }
 
     /// Replaces a small file whose loss in a power failure does no harm.

@@ -46,6 +46,14 @@ pub struct AppendedFrame {
     pub is_internal: bool,
 }
 
+/// A write did not succeed.
+#[derive(Debug)]
+pub struct WriteFailure {
+    pub error: io::Error,
+    /// Nothing of it is left in the file.
+    pub undone: bool,
+}
+
 pub struct Segment {
     disk: Arc<dyn Disk>,
     directory: PathBuf,
@@ -60,6 +68,8 @@ pub struct Segment {
     max_timestamp_offset: AtomicI64,
     index: RwLock<Option<SparseIndex>>,
     mapping: ArcSwapOption<Bytes>,
+    /// A truncation has left zeros up to here: the file must not become shorter.
+    zeros_end: AtomicU64,
     /// How far to map: the file will not grow beyond.
     reserve_bytes: u64,
     places: OnceLock<Vec<EntryPlace>>,
@@ -108,6 +118,7 @@ impl Segment {
             max_timestamp_offset: AtomicI64::new(summary.max_timestamp_offset),
             index: RwLock::new(None),
             mapping: ArcSwapOption::empty(),
+            zeros_end: AtomicU64::new(0),
             reserve_bytes,
             places: OnceLock::new(),
         }
@@ -178,15 +189,40 @@ impl Segment {
     }
 
     /// Writes slices at the end. Nothing is published; see [`Self::publish`].
-    pub fn write(&self, slices: &[IoSlice<'_>]) -> io::Result<()> {
-        let file = self.file()?;
+    pub fn write(&self, slices: &[IoSlice<'_>]) -> Result<(), WriteFailure> {
+        let nothing_written = |error| WriteFailure {
+            error,
+            undone: true,
+        };
+        let file = self.file().map_err(nothing_written)?;
         let end = self.end();
-        let written = file.write_at(end, slices);
-        if written.is_err() {
-            // Part of it may be there. It was never published, so nobody has it mapped in use.
-            drop(file.set_len(end));
+        file.write_at(end, slices).map_err(|error| {
+            // Part of it may be there, and must not come back after a power failure when other
+            // entries have been promised in its place.
+            let zeros_end = self.zeros_end.load(Ordering::Relaxed).max(end);
+            let undone = file
+                .set_len(zeros_end)
+                .and_then(|()| self.zero_behind(zeros_end));
+            WriteFailure {
+                error,
+                undone: undone.is_ok(),
+            }
+        })
+    }
+
+    /// Writes zeros from the end up to a position and syncs.
+    pub fn zero_behind(&self, to: u64) -> io::Result<()> {
+        const ZEROS: [u8; 64 * 1024] = [0; 64 * 1024];
+        let file = self.file()?;
+        let to = self.zeros_end.fetch_max(to, Ordering::Relaxed).max(to);
+        let mut position = self.end();
+        while position < to {
+            let count =
+                usize::try_from(to - position).map_or(ZEROS.len(), |left| left.min(ZEROS.len()));
+            file.write_at(position, &[IoSlice::new(&ZEROS[..count])])?;
+            position += count as u64;
         }
-        written
+        file.sync_data()
     }
 
     /// Shows frames that have been written at the end, in order.
@@ -348,7 +384,8 @@ impl Segment {
 
     /// Removes the segment's files. Readers that hold its bytes keep them.
     pub fn remove_files(&self) -> io::Result<()> {
-        for suffix in ["log", "index", "timeindex", "ridx", "snapshot", "txnindex"] {
+        // The log last: opening finds what is left by it.
+        for suffix in ["index", "timeindex", "ridx", "snapshot", "txnindex", "log"] {
             match self.disk.remove_file(&self.path(suffix)) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
                 _ => {}

@@ -22,6 +22,8 @@ pub struct Faults {
     pub capacity_bytes: Option<u64>,
     pub fail_writes: bool,
     pub fail_syncs: bool,
+    /// Changing a file's length fails.
+    pub fail_set_len: bool,
     pub fail_reads: bool,
     /// The disk "loses power" at this many writes, syncs and directory changes from now: that one
     /// and all later ones fail, until [`SimDisk::crash`].
@@ -324,6 +326,9 @@ impl DiskFile for SimFile {
     fn set_len(&self, len: u64) -> io::Result<()> {
         let mut state = self.lock();
         state.change()?;
+        if state.faults.fail_set_len {
+            return Err(refused("set_len"));
+        }
         let len = usize::try_from(len).map_err(io::Error::other)?;
         state.inodes[self.inode].current.resize(len, 0);
         Ok(())

@@ -32,8 +32,8 @@ impl Log {
             match self.append_some(rest, now_ms) {
                 Ok(count) => rest = &rest[count..],
                 Err(error) => {
-                    if self.last_index() > before {
-                        self.truncate_from(before.next())?;
+                    if self.last_index() > before && self.cut_from(before.next()).is_err() {
+                        self.failed = true;
                     }
                     return Err(error);
                 }
@@ -66,17 +66,17 @@ impl Log {
                 self.roll(now_ms)?;
                 position = 0;
             }
-            if self.first_timestamp.is_none() {
-                self.first_timestamp = Some(header.max_timestamp);
-            }
             frames.push(frame_of(position, &header));
             slices.extend(entry.batch.as_slices().map(IoSlice::new));
             position += entry.batch.len() as u64;
             next_offset = header.next_offset();
         }
-        self.active
-            .write(&slices)
-            .map_err(|error| StorageError::io("append to", &self.active.path("log"), error))?;
+        if let Err(failure) = self.active.write(&slices) {
+            // What is left of it could later be taken for entries.
+            self.failed |= !failure.undone;
+            let path = self.active.path("log");
+            return Err(StorageError::io("append to", &path, failure.error));
+        }
         for (entry, frame) in entries.iter().zip(&frames) {
             self.note(entry, frame);
         }
@@ -94,6 +94,9 @@ impl Log {
     }
 
     fn note(&mut self, entry: &Entry, frame: &AppendedFrame) {
+        if !frame.is_internal {
+            self.first_timestamp.get_or_insert(frame.max_timestamp);
+        }
         let prefix_crc = crc32fast::hash(entry.batch.prefix());
         self.places
             .push(place_of(frame, self.active.base_offset(), prefix_crc));
@@ -183,8 +186,16 @@ impl Log {
     /// Removes all entries from `index` on: they were never committed, so no reader has them.
     ///
     /// A file is not made shorter while it may be mapped; what lies behind the new end is zeroed
-    /// and synced, so that a later scan cannot take it for entries.
+    /// and synced, so that a later scan cannot take it for entries. If that fails, the log takes no
+    /// more writes: what it holds is only known again once it is opened.
     pub fn truncate_from(&mut self, index: RaftIndex) -> Result<(), StorageError> {
+        if self.failed {
+            return Err(StorageError::Failed);
+        }
+        self.cut_from(index).inspect_err(|_| self.failed = true)
+    }
+
+    fn cut_from(&mut self, index: RaftIndex) -> Result<(), StorageError> {
         assert!(
             index > self.start.index,
             "the log's start cannot be cut off"
@@ -196,20 +207,20 @@ impl Log {
         if kept >= self.places.len() {
             return Ok(());
         }
-        // The file keeps its length, so an index of the old entries would still fit it: none may
-        // come back after a power failure.
-        self.remove_if_there(&self.active.path("ridx"))?;
-        self.disk
-            .sync_dir(&self.directory)
-            .map_err(|error| self.io_error("sync", error))?;
         let end = self.active.end();
         let position = self
             .places
             .get(kept)
             .map_or(end, |place| u64::from(place.position));
+        // The file keeps its length, so an index of the old entries would still fit it: neither
+        // that nor the old recovery point may come back after a power failure.
+        self.remove_if_there(&self.active.path("ridx"))?;
+        self.lower_synced(position)?;
+        self.disk
+            .sync_dir(&self.directory)
+            .map_err(|error| self.io_error("sync", error))?;
         self.places.truncate(kept);
         self.epochs.truncate_from(index);
-        self.lower_synced(position)?;
         let next_offset = self
             .places
             .last()
@@ -226,13 +237,17 @@ impl Log {
             max_timestamp_offset,
             ..self.active.summary()
         });
-        let file = self
-            .active
-            .file()
-            .map_err(|error| self.io_error("open", error))?;
-        zero(&*file, position, end)
-            .and_then(|()| file.sync_data())
+        self.active
+            .zero_behind(end)
+            .and_then(|()| self.reset_first_timestamp())
             .map_err(|error| StorageError::io("truncate", &self.active.path("log"), error))
+    }
+
+    /// As after opening. How long the segment has been active counts on from the later roll: only
+    /// batches without timestamps go by that, and Kafka's truncation does so too.
+    fn reset_first_timestamp(&mut self) -> std::io::Result<()> {
+        self.first_timestamp = super::recovery::first_timestamp(&self.active)?;
+        Ok(())
     }
 
     /// What is cut off must not count as known to be durable, before it is cut.
@@ -243,7 +258,7 @@ impl Log {
         };
         self.synced = self.synced.min(end);
         if self.recovery_point > end {
-            self.write_recovery_point()?;
+            self.replace_recovery_point(true)?;
         }
         Ok(())
     }
@@ -289,7 +304,9 @@ impl Log {
         segments.pop();
         segments.push(reopened);
         self.publish_segments(segments);
-        Ok(())
+        self.bytes_since_index = 0;
+        self.reset_first_timestamp()
+            .map_err(|error| StorageError::io("read", &last.path("log"), error))
     }
 
     pub(super) fn remove_if_there(&self, path: &Path) -> Result<(), StorageError> {
@@ -337,16 +354,4 @@ pub(super) fn place_of(frame: &AppendedFrame, base_offset: i64, prefix_crc: u32)
         relative_next_offset: u32::try_from(frame.next_offset - base_offset).unwrap_or(u32::MAX),
         prefix_crc,
     }
-}
-
-fn zero(file: &dyn crate::disk::DiskFile, from: u64, to: u64) -> std::io::Result<()> {
-    const ZEROS: [u8; 64 * 1024] = [0; 64 * 1024];
-    let mut position = from;
-    while position < to {
-        let count =
-            usize::try_from(to - position).map_or(ZEROS.len(), |left| left.min(ZEROS.len()));
-        file.write_at(position, &[IoSlice::new(&ZEROS[..count])])?;
-        position += count as u64;
-    }
-    Ok(())
 }

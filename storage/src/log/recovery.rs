@@ -17,6 +17,7 @@ use arc_swap::ArcSwap;
 use streamgauge_protocol::batch::{BATCH_HEADER_BYTES, BATCH_PREFIX_BYTES};
 
 use super::append::{frame_of, place_of, reserve_bytes};
+use super::checkpoints::{read_recovery_point, read_start, write_start};
 use super::files::Frames;
 use super::{Log, LogConfig, LogStart, Shared, SyncedPoint};
 use crate::disk::Disk;
@@ -28,10 +29,6 @@ use crate::segment::{
     AppendedFrame, NO_TIMESTAMP, Segment, base_offset_of, file_name, read_whole, replace_file,
 };
 use crate::segment_index::SparseIndex;
-
-const START_FILE: &str = "log-start-checkpoint";
-/// Not synced itself: an old one only makes recovery more lenient.
-pub(super) const RECOVERY_POINT_FILE: &str = "recovery-point-checkpoint";
 
 const METADATA_FILE: &str = "partition.metadata";
 
@@ -126,15 +123,6 @@ impl Log {
         }
         .open(now_ms)
     }
-
-    pub(super) fn write_start(&self) -> Result<(), StorageError> {
-        write_start(
-            &*self.disk,
-            &self.directory,
-            self.start,
-            self.log_start_offset(),
-        )
-    }
 }
 
 impl LogStart {
@@ -162,72 +150,6 @@ pub(super) fn max_timestamp(segment: &Segment, end: u64) -> io::Result<(i64, i64
         }
     }
     Ok(largest)
-}
-
-fn write_start(
-    disk: &dyn Disk,
-    directory: &Path,
-    start: LogStart,
-    log_start_offset: i64,
-) -> Result<(), StorageError> {
-    let path = directory.join(START_FILE);
-    let body = format!(
-        "0\n{} {} {} {log_start_offset}\n",
-        start.index.0, start.term.0, start.offset
-    );
-    let text = format!("{body}{:08x}\n", crc32fast::hash(body.as_bytes()));
-    replace_file(disk, &path, text.as_bytes())
-        .and_then(|()| disk.sync_dir(directory))
-        .map_err(|error| StorageError::io("write", &path, error))
-}
-
-fn read_start(disk: &dyn Disk, directory: &Path) -> Result<(LogStart, i64), StorageError> {
-    let path = directory.join(START_FILE);
-    let bytes = match read_whole(disk, &path) {
-        Ok(bytes) => bytes,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            let start = LogStart::of_new_partition();
-            return Ok((start, start.offset));
-        }
-        Err(error) => return Err(StorageError::io("read", &path, error)),
-    };
-    parse_start(&bytes).ok_or_else(|| {
-        StorageError::Corrupt(Corruption {
-            file: path,
-            position: 0,
-            reason: "the log start checkpoint is not what was written".into(),
-        })
-    })
-}
-
-fn parse_start(bytes: &[u8]) -> Option<(LogStart, i64)> {
-    let text = std::str::from_utf8(bytes).ok()?;
-    let (body, crc) = text.split_at_checked(text.trim_end().rfind('\n')? + 1)?;
-    if u32::from_str_radix(crc.trim(), 16) != Ok(crc32fast::hash(body.as_bytes())) {
-        return None;
-    }
-    let mut fields = body.lines().nth(1)?.split(' ');
-    let start = LogStart {
-        index: RaftIndex(fields.next()?.parse().ok()?),
-        term: Term(fields.next()?.parse().ok()?),
-        offset: fields.next()?.parse().ok()?,
-    };
-    Some((start, fields.next()?.parse().ok()?))
-}
-
-/// Up to where the last segment was synced when [`Log::write_recovery_point`] last said so.
-fn read_recovery_point(disk: &dyn Disk, directory: &Path) -> Option<SyncedPoint> {
-    let bytes = read_whole(disk, &directory.join(RECOVERY_POINT_FILE)).ok()?;
-    let text = std::str::from_utf8(&bytes).ok()?;
-    let (body, crc) = text.split_at_checked(text.trim_end().rfind('\n')? + 1)?;
-    if u32::from_str_radix(crc.trim(), 16) != Ok(crc32fast::hash(body.as_bytes())) {
-        return None;
-    }
-    let (base_offset, position) = body.lines().nth(1)?.split_once(' ')?;
-    Some(SyncedPoint {
-        base_offset: base_offset.parse().ok()?,
-        position: position.parse().ok()?,
-    })
 }
 
 /// An open under way.
@@ -540,7 +462,9 @@ impl Opening<'_> {
                 .push(place_of(&appended, base, crc32fast::hash(prefix)));
             let index = RaftIndex(first_index.0 + found.places.len() as u64 - 1);
             epochs.observe(term, index, header.base_offset);
-            found.first_timestamp.get_or_insert(header.max_timestamp);
+            if !header.is_internal() {
+                found.first_timestamp.get_or_insert(header.max_timestamp);
+            }
             frames.push(appended);
             last_term = term;
             next_offset = header.next_offset();
@@ -605,9 +529,15 @@ fn empty_summary(base_offset: i64, first_index: RaftIndex) -> SegmentSummary {
     }
 }
 
-fn first_timestamp(segment: &Segment) -> io::Result<Option<i64>> {
-    let first = Frames::new(segment, 0, BATCH_HEADER_BYTES).next()?;
-    Ok(first.map(|frame| frame.header.max_timestamp))
+/// Of the first batch that has records.
+pub(super) fn first_timestamp(segment: &Segment) -> io::Result<Option<i64>> {
+    let mut frames = Frames::new(segment, 0, BATCH_HEADER_BYTES);
+    while let Some(frame) = frames.next()? {
+        if !frame.header.is_internal() {
+            return Ok(Some(frame.header.max_timestamp));
+        }
+    }
+    Ok(None)
 }
 
 fn is_torn(error: &io::Error) -> bool {

@@ -17,12 +17,11 @@ impl Log {
         if offset <= self.log_start_offset() {
             return Ok(());
         }
-        let before = self.shared.log_start_offset.swap(offset, Ordering::AcqRel);
-        self.write_start().inspect_err(|_| {
-            self.shared
-                .log_start_offset
-                .store(before, Ordering::Release);
-        })
+        self.write_start(self.start, offset)?;
+        self.shared
+            .log_start_offset
+            .store(offset, Ordering::Release);
+        Ok(())
     }
 
     /// Removes the segments that retention lets go (`UnifiedLog.deleteOldSegments`) and answers
@@ -82,18 +81,18 @@ impl Log {
             offset: first.base_offset(),
         };
         let log_start_offset = self.log_start_offset().max(start.offset);
+        self.write_start(start, log_start_offset)?;
         self.start = start;
         self.shared
             .log_start_offset
             .store(log_start_offset, Ordering::Release);
-        self.write_start()?;
         self.publish_segments(kept.to_vec());
+        self.dirty_directories.push(self.directory.clone());
         for segment in removed {
             segment
                 .remove_files()
                 .map_err(|error| self.io_error("remove a segment of", error))?;
         }
-        self.dirty_directories.push(self.directory.clone());
         Ok(removed
             .iter()
             .map(|segment| segment.base_offset())

@@ -345,6 +345,108 @@ fn a_sealed_segment_may_end_in_the_zeros_of_a_truncation() {
     assert_eq!(file.len().unwrap(), sealed.end());
 }
 
+#[test]
+fn a_write_that_cannot_be_undone_fails_the_log() {
+    let (disk, handle) = sim();
+    let mut log = create(&handle, &directory());
+    append(&mut log, 1, 1);
+    disk.set_faults(Faults {
+        fail_writes: true,
+        fail_set_len: true,
+        ..Faults::default()
+    });
+    let entry = entry(&log, 1, 1, 0);
+    assert!(log.append(std::slice::from_ref(&entry), 0).is_err());
+    disk.set_faults(Faults::default());
+    let refused = log.append(&[entry], 0);
+    assert!(matches!(refused, Err(StorageError::Failed)));
+}
+
+#[test]
+fn a_truncation_that_fails_halfway_fails_the_log() {
+    for after in 0..100 {
+        let (disk, handle) = sim();
+        let mut log = create(&handle, &directory());
+        let entries: Vec<_> = (0..12).map(|_| append(&mut log, 1, 1)).collect();
+        disk.set_faults(Faults {
+            stop_after: Some(after),
+            ..Faults::default()
+        });
+        let cut = log.truncate_from(RaftIndex(8));
+        disk.set_faults(Faults::default());
+        if cut.is_ok() {
+            return;
+        }
+        let again = log.truncate_from(RaftIndex(8));
+        assert!(matches!(again, Err(StorageError::Failed)), "after {after}");
+        let refused = log.append(&[entry(&log, 1, 1, 0)], 0);
+        assert!(matches!(refused, Err(StorageError::Failed)));
+        let (log, report) = open(&handle, &directory());
+        assert_eq!(report.corruption, None, "after {after}");
+        let found = all_entries(&log);
+        assert!(found.len() >= 2, "after {after}: lost");
+        assert_eq!(found[..], entries[..found.len()], "after {after}");
+    }
+    panic!("no truncation succeeded");
+}
+
+#[test]
+fn a_start_that_cannot_be_written_does_not_move() {
+    let (disk, handle) = sim();
+    let mut log = create(&handle, &directory());
+    let entries: Vec<_> = (0..20).map(|_| append(&mut log, 1, 1)).collect();
+    log.configure(LogConfig {
+        retention_bytes: 700,
+        ..config()
+    });
+    disk.set_faults(Faults {
+        fail_writes: true,
+        ..Faults::default()
+    });
+    assert!(log.expire(0, 20).is_err());
+    assert!(log.set_log_start_offset(3).is_err());
+    disk.set_faults(Faults::default());
+    assert_eq!(log.first_index(), RaftIndex(6));
+    assert_eq!(log.log_start_offset(), 0);
+    assert_eq!(all_entries(&log), entries);
+    assert!(!log.expire(0, 20).unwrap().is_empty());
+}
+
+#[test]
+fn a_truncation_over_a_roll_takes_up_the_older_segments_clock() {
+    let (_, disk) = sim();
+    let mut log = create(&disk, &directory());
+    append(&mut log, 1, 0);
+    while log.shared.segments.load().len() < 3 {
+        append(&mut log, 1, 1);
+    }
+    let first = log.shared.segments.load()[1].base_offset();
+    log.truncate_from(log.last_index()).unwrap();
+    assert_eq!(log.first_timestamp, None, "an empty segment has none");
+    let before_roll = RaftIndex(log.last_index().0);
+    log.truncate_from(before_roll).unwrap();
+    assert_eq!(log.first_timestamp, Some(1000 + first));
+    log.truncate_from(RaftIndex(8)).unwrap();
+    assert_eq!(log.first_timestamp, Some(1000), "internal frames have none");
+}
+
+#[test]
+fn a_recovery_point_that_was_cut_off_does_not_come_back() {
+    let (disk, handle) = sim();
+    let mut log = create(&handle, &directory());
+    let kept = append(&mut log, 1, 1);
+    append(&mut log, 1, 1);
+    sync(&mut log);
+    disk.sync_dir(&directory()).unwrap();
+    let recovery_point = directory().join("recovery-point-checkpoint");
+    disk.open(&recovery_point).unwrap().sync_data().unwrap();
+    log.truncate_from(RaftIndex(7)).unwrap();
+    disk.crash(&mut || 0);
+    let (log, report) = open(&handle, &directory());
+    assert_eq!(report.corruption, None);
+    assert_eq!(all_entries(&log), [kept]);
+}
+
 /// One step of a random history.
 #[derive(Debug, Clone)]
 enum Step {

@@ -1,0 +1,120 @@
+//! The two small files beside a log: where it begins, and up to where it is known to be durable.
+//!
+//! ```text
+//! log-start-checkpoint            0 | index, term and offset before the first entry, log start offset | crc32
+//! recovery-point-checkpoint       0 | base offset of a segment, position in its file | crc32
+//! ```
+//!
+//! Three lines of text each; the checksum, in hexadecimal, covers the lines before it.
+
+use std::io;
+use std::path::Path;
+
+use super::{Log, LogStart, SyncedPoint};
+use crate::disk::Disk;
+use crate::error::{Corruption, StorageError};
+use crate::ids::{RaftIndex, Term};
+use crate::segment::{read_whole, replace_file};
+
+const START_FILE: &str = "log-start-checkpoint";
+const RECOVERY_POINT_FILE: &str = "recovery-point-checkpoint";
+
+impl Log {
+    pub(super) fn write_start(
+        &self,
+        start: LogStart,
+        log_start_offset: i64,
+    ) -> Result<(), StorageError> {
+        write_start(&*self.disk, &self.directory, start, log_start_offset)
+    }
+
+    /// Writes the recovery point. An old one that says less only makes recovery more lenient, so it
+    /// is synced only where it goes back (the caller then syncs the directory).
+    pub(super) fn replace_recovery_point(&mut self, sync: bool) -> Result<(), StorageError> {
+        let SyncedPoint {
+            base_offset,
+            position,
+        } = self.synced;
+        let text = with_checksum(format!("0\n{base_offset} {position}\n"));
+        if sync {
+            let path = self.directory.join(RECOVERY_POINT_FILE);
+            replace_file(&*self.disk, &path, text.as_bytes())
+                .map_err(|error| StorageError::io("write", &path, error))?;
+        } else {
+            self.replace_unsynced(RECOVERY_POINT_FILE, text.as_bytes())?;
+        }
+        self.recovery_point = self.synced;
+        Ok(())
+    }
+}
+
+fn with_checksum(body: String) -> String {
+    format!("{body}{:08x}\n", crc32fast::hash(body.as_bytes()))
+}
+
+/// The lines before the checksum, if that is right.
+fn checked(bytes: &[u8]) -> Option<&str> {
+    let text = std::str::from_utf8(bytes).ok()?;
+    let (body, crc) = text.split_at_checked(text.trim_end().rfind('\n')? + 1)?;
+    (u32::from_str_radix(crc.trim(), 16) == Ok(crc32fast::hash(body.as_bytes()))).then_some(body)
+}
+
+pub(super) fn write_start(
+    disk: &dyn Disk,
+    directory: &Path,
+    start: LogStart,
+    log_start_offset: i64,
+) -> Result<(), StorageError> {
+    let path = directory.join(START_FILE);
+    let text = with_checksum(format!(
+        "0\n{} {} {} {log_start_offset}\n",
+        start.index.0, start.term.0, start.offset
+    ));
+    replace_file(disk, &path, text.as_bytes())
+        .and_then(|()| disk.sync_dir(directory))
+        .map_err(|error| StorageError::io("write", &path, error))
+}
+
+pub(super) fn read_start(
+    disk: &dyn Disk,
+    directory: &Path,
+) -> Result<(LogStart, i64), StorageError> {
+    let path = directory.join(START_FILE);
+    let bytes = match read_whole(disk, &path) {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let start = LogStart::of_new_partition();
+            return Ok((start, start.offset));
+        }
+        Err(error) => return Err(StorageError::io("read", &path, error)),
+    };
+    parse_start(&bytes).ok_or_else(|| {
+        StorageError::Corrupt(Corruption {
+            file: path,
+            position: 0,
+            reason: "the log start checkpoint is not what was written".into(),
+        })
+    })
+}
+
+fn parse_start(bytes: &[u8]) -> Option<(LogStart, i64)> {
+    let body = checked(bytes)?;
+    let mut fields = body.lines().nth(1)?.split(' ');
+    let start = LogStart {
+        index: RaftIndex(fields.next()?.parse().ok()?),
+        term: Term(fields.next()?.parse().ok()?),
+        offset: fields.next()?.parse().ok()?,
+    };
+    Some((start, fields.next()?.parse().ok()?))
+}
+
+/// Up to where the last segment was synced when [`Log::write_recovery_point`] last said so.
+pub(super) fn read_recovery_point(disk: &dyn Disk, directory: &Path) -> Option<SyncedPoint> {
+    let bytes = read_whole(disk, &directory.join(RECOVERY_POINT_FILE)).ok()?;
+    let body = checked(&bytes)?;
+    let (base_offset, position) = body.lines().nth(1)?.split_once(' ')?;
+    Some(SyncedPoint {
+        base_offset: base_offset.parse().ok()?,
+        position: position.parse().ok()?,
+    })
+}
