@@ -26,6 +26,10 @@ pub type Token = u64;
 /// How long a member that waits in its first join is kept without a sign of life (`classicGroupNewMemberJoinTimeoutMs`).
 const NEW_MEMBER_JOIN_TIMEOUT_MS: i64 = 5 * 60 * 1_000;
 
+/// Ids handed out and not yet used, at most. Kafka has no such bound, so that a client which asks in a loop and never comes back fills
+/// the memory.
+const PENDING_MEMBERS_MAX: usize = 10_000;
+
 /// Where a group stands. (Dead groups are not kept: they are removed.)
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum GroupState {
@@ -269,9 +273,12 @@ impl ClassicGroup {
         self.state == GroupState::Empty && self.pending_members.is_empty()
     }
 
-    /// The topics of a consumer group's members; `None` if they are not known.
-    pub fn subscribed_topics(&self) -> Option<&HashSet<String>> {
-        self.subscribed_topics.as_ref()
+    /// Whether members may consume this topic. Of consumers whose subscription cannot be read it is assumed.
+    pub fn is_subscribed_to(&self, topic: &str) -> bool {
+        match &self.subscribed_topics {
+            Some(topics) => topics.contains(topic),
+            None => self.protocol_type.as_deref() == Some("consumer"),
+        }
     }
 
     /// When [`tick`](Self::tick) is next needed; it may be early, never late. `i64::MAX`: no timer runs.
@@ -282,10 +289,7 @@ impl ClassicGroup {
     /// A member asks to be in the next generation.
     pub fn join(&mut self, request: JoinRequest, token: Token, now_ms: i64, effects: &mut Effects) {
         if let Err(error) = self.check_join(&request) {
-            let member_id = request.member_id;
-            effects
-                .joins
-                .push((token, JoinReply::Failed { error, member_id }));
+            self.refuse_join(error, request.member_id, token, now_ms, effects);
             return;
         }
         if request.member_id.is_empty() {
@@ -298,6 +302,28 @@ impl ClassicGroup {
         }
     }
 
+    fn refuse_join(
+        &mut self,
+        error: ResponseError,
+        mut member_id: String,
+        token: Token,
+        now_ms: i64,
+        effects: &mut Effects,
+    ) {
+        if error == ResponseError::GroupMaxSizeReached {
+            // Whoever does not fit loses its place, and the id with it.
+            self.pending_members.remove(&member_id);
+            self.remove_member(&member_id, effects);
+            if self.state == GroupState::PreparingRebalance {
+                self.complete_join_if_all_joined(now_ms, effects);
+            }
+            member_id = String::new();
+        }
+        effects
+            .joins
+            .push((token, JoinReply::Failed { error, member_id }));
+    }
+
     fn check_join(&self, request: &JoinRequest) -> Result<(), ResponseError> {
         if !self.accepts(&request.member_id, request.group_instance_id.as_deref()) {
             return Err(ResponseError::GroupMaxSizeReached);
@@ -305,7 +331,9 @@ impl ClassicGroup {
         if !self.supports_protocols(request) {
             return Err(ResponseError::InconsistentGroupProtocol);
         }
-        if request.member_id.is_empty() || self.pending_members.contains_key(&request.member_id) {
+        let is_pending = self.pending_members.contains_key(&request.member_id);
+        // Ids are handed out to dynamic members only, so no instance may come back with one.
+        if request.member_id.is_empty() || is_pending && request.group_instance_id.is_none() {
             return Ok(());
         }
         self.validate_member(&request.member_id, request.group_instance_id.as_deref())
@@ -372,6 +400,14 @@ impl ClassicGroup {
         if let Some(old_member_id) = replaced.cloned() {
             self.replace_static_member(request, &old_member_id, member_id, token, now_ms, effects);
         } else if request.group_instance_id.is_none() && request.requires_known_member_id {
+            if self.pending_members.len() >= PENDING_MEMBERS_MAX {
+                let error = ResponseError::GroupMaxSizeReached;
+                let member_id = String::new();
+                effects
+                    .joins
+                    .push((token, JoinReply::Failed { error, member_id }));
+                return;
+            }
             let until_ms = now_ms + i64::from(request.session_timeout_ms);
             self.pending_members.insert(member_id.clone(), until_ms);
             self.wake_by(until_ms);
@@ -460,7 +496,7 @@ impl ClassicGroup {
         now_ms: i64,
         effects: &mut Effects,
     ) {
-        if self.state == GroupState::PreparingRebalance && self.generation == 0 {
+        if matches!(self.join_timer, Some(JoinTimer::Initial { .. })) {
             self.new_member_added = true;
         }
         self.pending_members.remove(&member_id);

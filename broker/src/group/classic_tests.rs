@@ -306,3 +306,142 @@ proptest! {
         prop_assert_eq!(bench.group.state(), GroupState::Empty);
     }
 }
+
+#[test]
+fn a_join_or_sync_that_is_repeated_takes_the_place_of_the_one_that_waits() {
+    let (mut bench, leader) = Bench::stable(None);
+    bench.join(Bench::request("", None, b"m"));
+    let follower = {
+        let rejoin = bench.join(Bench::request(&leader.member_id, None, b"m"));
+        bench.place(rejoin).members[1].0.clone()
+    };
+    bench.effects.syncs.clear();
+    let first = bench.sync(&follower, 2);
+    let again = bench.sync(&follower, 2);
+    let replies = std::mem::take(&mut bench.effects.syncs);
+    assert_eq!(
+        replies,
+        [(first, Err(ResponseError::RebalanceInProgress))],
+        "the repeated sync waits on"
+    );
+    bench.sync(&leader.member_id, 2);
+    assert!(
+        bench
+            .effects
+            .syncs
+            .iter()
+            .any(|(token, reply)| *token == again && reply.is_ok())
+    );
+
+    let first = bench.join(Bench::request(&leader.member_id, None, b"n"));
+    let again = bench.join(Bench::request(&leader.member_id, None, b"n"));
+    assert_eq!(bench.error(first), ResponseError::RebalanceInProgress);
+    assert!(bench.joined(again).is_none());
+    let rejoin = bench.join(Bench::request(&follower, None, b"m"));
+    assert_eq!(
+        (
+            bench.place(again).generation,
+            bench.place(rejoin).generation
+        ),
+        (3, 3)
+    );
+}
+
+#[test]
+fn newcomers_prolong_the_initial_delay_also_when_a_group_comes_back_to_life() {
+    let mut bench = Bench::new(DELAY_MS);
+    let token = bench.join(Bench::request("", None, b"m"));
+    bench.pass(DELAY_MS);
+    let member = bench.place(token);
+    let leaver = [(member.member_id, None)];
+    bench.group.leave(&leaver, bench.now_ms, &mut bench.effects);
+    assert_eq!(
+        (bench.group.state(), bench.group.generation()),
+        (GroupState::Empty, 2)
+    );
+    let first = bench.join(Bench::request("", None, b"m"));
+    bench.join(Bench::request("", None, b"m"));
+    bench.pass(DELAY_MS);
+    assert!(bench.joined(first).is_none());
+    bench.pass(DELAY_MS);
+    assert_eq!(bench.place(first).generation, 3);
+}
+
+#[test]
+fn a_full_group_refuses_newcomers_and_lets_its_members_rejoin() {
+    let mut bench = Bench::new(0);
+    bench.group.limits.group_size_max = 2;
+    let token = bench.join(Bench::request("", None, b"m"));
+    let leader = bench.place(token);
+    let second = bench.join(Bench::request("", None, b"m"));
+    let rejoin = bench.join(Bench::request(&leader.member_id, None, b"m"));
+    bench.place(rejoin);
+    let second = bench.place(second);
+    let third = bench.join(Bench::request("", None, b"m"));
+    let refused = JoinReply::Failed {
+        error: ResponseError::GroupMaxSizeReached,
+        member_id: String::new(),
+    };
+    assert_eq!(bench.joined(third), Some(refused));
+    let again = bench.join(Bench::request(&second.member_id, None, b"m"));
+    assert_eq!(bench.place(again).generation, 2);
+}
+
+#[test]
+fn a_member_that_no_longer_fits_loses_its_place() {
+    let (mut bench, leader) = Bench::stable(None);
+    let second = bench.join(Bench::request("", None, b"m"));
+    let rejoin = bench.join(Bench::request(&leader.member_id, None, b"m"));
+    let (second, _) = (bench.place(second), bench.place(rejoin));
+    bench.group.limits.group_size_max = 1;
+    let stays = bench.join(Bench::request(&leader.member_id, None, b"changed"));
+    let goes = bench.join(Bench::request(&second.member_id, None, b"m"));
+    assert_eq!(bench.error(goes), ResponseError::GroupMaxSizeReached);
+    assert_eq!(bench.place(stays).members.len(), 1);
+}
+
+#[test]
+fn ids_that_are_handed_out_are_bounded_and_end_with_the_session() {
+    let mut bench = Bench::new(0);
+    let mut request = Bench::request("", None, b"m");
+    request.requires_known_member_id = true;
+    for _ in 0..PENDING_MEMBERS_MAX {
+        let token = bench.join(request.clone());
+        assert_eq!(bench.error(token), ResponseError::MemberIdRequired);
+    }
+    let token = bench.join(request.clone());
+    assert_eq!(bench.error(token), ResponseError::GroupMaxSizeReached);
+    bench.pass(10_000);
+    assert!(bench.group.is_unused());
+    let token = bench.join(request);
+    assert_eq!(bench.error(token), ResponseError::MemberIdRequired);
+}
+
+#[test]
+fn an_instance_cannot_take_an_id_that_was_handed_out_to_a_dynamic_member() {
+    let (mut bench, _) = Bench::stable(Some("i"));
+    let mut request = Bench::request("", None, b"m");
+    request.requires_known_member_id = true;
+    let token = bench.join(request);
+    let Some(JoinReply::Failed { member_id, .. }) = bench.joined(token) else {
+        panic!("no answer")
+    };
+    let token = bench.join(Bench::request(&member_id, Some("i"), b"m"));
+    assert_eq!(bench.error(token), ResponseError::FencedInstanceId);
+}
+
+#[test]
+fn several_members_leave_at_once_each_with_its_own_answer() {
+    let (mut bench, leader) = Bench::stable(Some("i"));
+    let leavers = [
+        (String::new(), Some("i".to_owned())),
+        (String::new(), Some("unknown".to_owned())),
+        (leader.member_id, None),
+    ];
+    let results = bench
+        .group
+        .leave(&leavers, bench.now_ms, &mut bench.effects);
+    let unknown = Err(ResponseError::UnknownMemberId);
+    assert_eq!(results, [Ok(()), unknown, unknown]);
+    assert_eq!(bench.group.state(), GroupState::Empty);
+}

@@ -19,6 +19,9 @@ pub struct GroupConfig {
     pub offsets_retention_check_interval_ms: i64,
     /// `offsets.topic.num.partitions`; must never change while the topic lives.
     pub offsets_topic_partitions: i32,
+    /// Size of a batch that the coordinator appends; only a single larger record exceeds it. Keep it well below the offsets topic's
+    /// `max.message.bytes`.
+    pub append_bytes_max: usize,
     /// Requests that may wait for one offsets partition before clients are told to back off.
     pub mailbox_requests_max: usize,
 }
@@ -34,6 +37,7 @@ impl Default for GroupConfig {
             offsets_retention_ms: 7 * 24 * 60 * 60 * 1_000,
             offsets_retention_check_interval_ms: 600_000,
             offsets_topic_partitions: 50,
+            append_bytes_max: 512 * 1_024,
             mailbox_requests_max: 1_024,
         }
     }

@@ -52,7 +52,10 @@ pub enum Request {
     Sync(SyncGroupRequest),
     Heartbeat(HeartbeatRequest),
     Leave(LeaveGroupRequest),
-    CommitOffsets(OffsetCommitRequest),
+    CommitOffsets {
+        request: OffsetCommitRequest,
+        api_version: i16,
+    },
     FetchOffsets(OffsetFetchRequestGroup),
     DeleteOffsets(OffsetDeleteRequest),
     Describe(GroupId),
@@ -194,7 +197,10 @@ impl PartitionCoordinator {
             Request::Sync(request) => self.sync(request, token, now_ms),
             Request::Heartbeat(request) => self.heartbeat(&request, token, now_ms),
             Request::Leave(request) => self.leave(&request, token, now_ms),
-            Request::CommitOffsets(request) => self.commit_offsets(&request, token, now_ms),
+            Request::CommitOffsets {
+                request,
+                api_version,
+            } => self.commit_offsets(&request, api_version, token, now_ms),
             Request::FetchOffsets(group) => {
                 Decision::reply(token, Reply::FetchOffsets(self.fetch_offsets(&group)))
             }
@@ -204,7 +210,11 @@ impl PartitionCoordinator {
             }
             Request::List => Decision::reply(token, Reply::List(self.list())),
             Request::Delete(group) => self.delete_group(&group, token, now_ms),
-            Request::TopicsDeleted(topics) => self.topics_deleted(&topics, token, now_ms),
+            Request::TopicsDeleted(topics) => {
+                let mut decision = self.forget_topics(&topics.into_iter().collect(), now_ms);
+                decision.replies.push((token, Reply::TopicsDeleted));
+                decision
+            }
         }
     }
 
@@ -378,6 +388,7 @@ impl PartitionCoordinator {
     fn commit_offsets(
         &mut self,
         request: &OffsetCommitRequest,
+        api_version: i16,
         token: Token,
         now_ms: i64,
     ) -> Decision {
@@ -389,10 +400,11 @@ impl PartitionCoordinator {
             group.check_offset_commit(&request.member_id, instance, generation, now_ms)
         });
         // Without such a group, -1 is a consumer that manages its partitions itself, or an admin client.
-        let unknown = if generation < 0 {
-            Ok(())
-        } else {
-            Err(ResponseError::IllegalGeneration)
+        let unknown = match generation {
+            ..0 => Ok(()),
+            // The error of KIP-848; older clients do not expect it.
+            _ if api_version >= 9 => Err(ResponseError::GroupIdNotFound),
+            _ => Err(ResponseError::IllegalGeneration),
         };
         let checked = checked.unwrap_or(unknown);
         let expire_timestamp_ms = Some(request.retention_time_ms)
@@ -487,6 +499,7 @@ impl PartitionCoordinator {
         let group_id = request.group_id.as_str();
         let mut response = OffsetDeleteResponse::default();
         let error = match self.groups.get(group_id) {
+            _ if group_id.is_empty() => Some(ResponseError::InvalidGroupId),
             None => Some(ResponseError::GroupIdNotFound),
             Some(group)
                 if group.state() != GroupState::Empty
@@ -502,13 +515,10 @@ impl PartitionCoordinator {
                 Reply::DeleteOffsets(response.with_error_code(error.code())),
             );
         }
-        let subscribed = self
-            .groups
-            .get(group_id)
-            .and_then(ClassicGroup::subscribed_topics);
+        let group = self.groups.get(group_id);
         let mut records = Vec::new();
         for topic in &request.topics {
-            let in_use = subscribed.is_some_and(|topics| topics.contains(topic.name.as_str()));
+            let in_use = group.is_some_and(|group| group.is_subscribed_to(&topic.name));
             let error = if in_use {
                 ResponseError::GroupSubscribedToTopic.code()
             } else {
@@ -556,19 +566,21 @@ impl PartitionCoordinator {
         }
     }
 
-    fn topics_deleted(&mut self, topics: &[String], token: Token, now_ms: i64) -> Decision {
+    /// Removes the offsets of topics that are gone.
+    pub fn forget_topics(&mut self, topics: &BTreeSet<String>, now_ms: i64) -> Decision {
+        let mut decision = Decision::default();
+        if topics.is_empty() {
+            return decision;
+        }
         let ids: Vec<String> = self.offsets.group_ids().cloned().collect();
-        let mut records = Vec::new();
         for group_id in ids {
-            records.extend(self.offsets.tombstones(&group_id, |topic, _, _| {
-                topics.iter().any(|gone| gone == topic)
-            }));
+            let gone = self
+                .offsets
+                .tombstones(&group_id, |topic, _, _| topics.contains(topic));
+            decision.records.extend(gone);
         }
-        self.apply(&records, now_ms);
-        Decision {
-            records,
-            replies: vec![(token, Reply::TopicsDeleted)],
-        }
+        self.apply(&decision.records, now_ms);
+        decision
     }
 
     fn expire_offsets(&mut self, now_ms: i64) -> Vec<CoordinatorRecord> {
@@ -684,3 +696,7 @@ fn fetched(index: i32, value: Option<&OffsetCommitValue>) -> OffsetFetchResponse
             .with_metadata(Some(text(""))),
     }
 }
+
+#[cfg(test)]
+#[path = "coordinator_tests.rs"]
+mod tests;

@@ -1,44 +1,55 @@
-//! A log in memory for tests, whose appends can be held back or made to fail.
+//! A log in memory for tests, whose appends and reads can be held back or made to fail.
 
 use super::log::{CommittedBatches, CoordinatorLog};
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use kafka_protocol::error::ResponseError;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::Semaphore;
 
-/// Appends commit at once unless `gate` has no permits; an error in `failure` refuses the next append.
+/// Appends and reads succeed at once unless their semaphore has no permits; an error in `failure` refuses the next append.
 pub struct MemoryLog {
-    batches: Arc<Mutex<Vec<Bytes>>>,
+    batches: Mutex<Vec<Bytes>>,
     pub failure: Mutex<Option<ResponseError>>,
-    pub gate: Arc<Semaphore>,
+    pub appends: Arc<Semaphore>,
+    pub reads: Arc<Semaphore>,
 }
 
 impl MemoryLog {
     pub fn open() -> Arc<Self> {
-        let gate = Arc::new(Semaphore::new(Semaphore::MAX_PERMITS / 2));
         Arc::new(Self {
-            batches: Arc::default(),
+            batches: Mutex::default(),
             failure: Mutex::default(),
-            gate,
+            appends: Arc::new(Semaphore::new(1)),
+            reads: Arc::new(Semaphore::new(1)),
         })
+    }
+
+    /// What has been appended.
+    pub fn batches(&self) -> MutexGuard<'_, Vec<Bytes>> {
+        self.batches.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Refuses the next append.
+    pub fn fail_next(&self, error: ResponseError) {
+        *self.failure.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
     }
 }
 
 impl CoordinatorLog for MemoryLog {
     fn append(&self, batch: Bytes) -> BoxFuture<'static, Result<i64, ResponseError>> {
-        if let Some(error) = self
+        let failure = self
             .failure
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
-            .take()
-        {
+            .take();
+        if let Some(error) = failure {
             return Box::pin(std::future::ready(Err(error)));
         }
-        let mut batches = self.batches.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut batches = self.batches();
         batches.push(batch);
         let last_offset = batches.len() as i64 - 1;
-        let gate = self.gate.clone();
+        let gate = self.appends.clone();
         Box::pin(async move {
             let _permit = gate.acquire().await;
             Ok(last_offset)
@@ -49,17 +60,17 @@ impl CoordinatorLog for MemoryLog {
         &self,
         offset: i64,
     ) -> BoxFuture<'static, Result<CommittedBatches, ResponseError>> {
-        let batches = self.batches.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut joined = BytesMut::new();
-        for batch in batches.iter().skip(offset as usize) {
-            joined.extend_from_slice(batch);
-        }
+        let batches = self.batches();
         let end = batches.len() as i64;
-        let read = CommittedBatches {
-            batches: joined.freeze(),
-            next_offset: end,
-            high_watermark: end,
-        };
-        Box::pin(std::future::ready(Ok(read)))
+        let rest: Vec<Bytes> = batches.iter().skip(offset as usize).cloned().collect();
+        let gate = self.reads.clone();
+        Box::pin(async move {
+            let _permit = gate.acquire().await;
+            Ok(CommittedBatches {
+                batches: rest.concat().into(),
+                next_offset: end,
+                high_watermark: end,
+            })
+        })
     }
 }

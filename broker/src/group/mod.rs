@@ -17,5 +17,7 @@ pub mod service;
 mod service_offsets;
 mod wire;
 
+pub use service::GroupCoordinator;
+
 #[cfg(test)]
 mod memory_log;

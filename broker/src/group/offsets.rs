@@ -105,11 +105,16 @@ fn expiration_base(group: &ClassicGroup, topic: &str, value: &OffsetCommitValue)
         GroupState::Empty if group.state_since_ms() < 0 => Some(value.commit_timestamp_ms),
         // A lone commit may be newer than the group's last change.
         GroupState::Empty => Some(group.state_since_ms().max(value.commit_timestamp_ms)),
-        GroupState::Stable if !group.subscribed_topics()?.contains(topic) => {
+        GroupState::Stable if !group.is_subscribed_to(topic) && is_consumer(group) => {
             Some(value.commit_timestamp_ms)
         }
         _ => None,
     }
+}
+
+/// Members of other protocols do not say what they read.
+fn is_consumer(group: &ClassicGroup) -> bool {
+    group.protocol_type() == Some("consumer")
 }
 
 /// The record that removes an offset.

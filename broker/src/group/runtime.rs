@@ -14,12 +14,11 @@ use super::classic::Token;
 use super::config::GroupConfig;
 use super::coordinator::{Decision, PartitionCoordinator, Reply, Request};
 use super::log::CoordinatorLog;
-use super::records::CoordinatorRecord;
 use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesOrdered;
 use kafka_protocol::error::ResponseError;
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
@@ -31,6 +30,10 @@ pub type Answer = oneshot::Sender<Result<Reply, ResponseError>>;
 
 /// Requests decided together at most; bounds the batch that they become.
 const REQUESTS_PER_APPEND_MAX: usize = 256;
+/// Replies without records only queue behind the appends that are in flight.
+const NOTHING_APPENDED: i64 = -1;
+/// Reads without progress before a log counts as unreadable.
+const STALLED_READS_MAX: u32 = 50;
 const APPENDS_IN_FLIGHT_MAX: usize = 64;
 const RELOAD_BACKOFF: Duration = Duration::from_millis(200);
 const TIMER_SLEEP_MS_MAX: i64 = 60_000;
@@ -72,6 +75,7 @@ pub async fn run(
         waiting,
         next_token: 0,
         in_flight,
+        deleted_topics: BTreeSet::new(),
     };
     task.run(mailbox).await;
     task.fail_all(ResponseError::NotCoordinator);
@@ -85,6 +89,8 @@ struct PartitionTask {
     waiting: HashMap<Token, Answer>,
     next_token: Token,
     in_flight: FuturesOrdered<BoxFuture<'static, Commit>>,
+    /// Topics that were deleted while the log was being read; their offsets go as soon as they are known.
+    deleted_topics: BTreeSet<String>,
 }
 
 impl PartitionTask {
@@ -128,7 +134,14 @@ impl PartitionTask {
 
     fn on_loaded(&mut self, loaded: Result<PartitionCoordinator, ResponseError>) {
         self.phase = match loaded {
-            Ok(coordinator) => Phase::Active(Box::new(coordinator)),
+            Ok(mut coordinator) => {
+                let topics = std::mem::take(&mut self.deleted_topics);
+                let now_ms = (self.clock)();
+                let decision = coordinator.forget_topics(&topics, now_ms);
+                self.phase = Phase::Active(Box::new(coordinator));
+                self.carry_out(decision, now_ms);
+                return;
+            }
             Err(error) => {
                 tracing::warn!(?error, "group coordinator could not load its partition");
                 Phase::Deposed
@@ -143,6 +156,11 @@ impl PartitionTask {
             let coordinator = match &mut self.phase {
                 Phase::Active(coordinator) => coordinator,
                 Phase::Loading(_) | Phase::Draining => {
+                    if let Request::TopicsDeleted(topics) = envelope.request {
+                        self.deleted_topics.extend(topics);
+                        let _ = envelope.answer.send(Ok(Reply::TopicsDeleted));
+                        continue;
+                    }
                     // The caller may be gone; then nobody misses the answer.
                     let _ = envelope
                         .answer
@@ -181,37 +199,36 @@ impl PartitionTask {
         if records.is_empty() && replies.is_empty() {
             return;
         }
-        let commit: BoxFuture<'static, Result<i64, ResponseError>> =
-            match self.append(&records, now_ms) {
-                Some(commit) => commit,
-                // Nothing to write: the replies only queue behind what is in flight.
-                None => Box::pin(std::future::ready(Ok(-1))),
-            };
+        let batches = match batch::encode(&records, now_ms, self.config.append_bytes_max) {
+            Ok(batches) => batches,
+            Err(error) => {
+                tracing::error!(%error, "group coordinator could not encode its records");
+                let refused = Box::pin(std::future::ready(Err(ResponseError::UnknownServerError)));
+                return self.await_commit(refused, replies);
+            }
+        };
+        // Batches commit in order, so the replies only need to wait for the last.
+        let mut last: BoxFuture<'static, _> = Box::pin(std::future::ready(Ok(NOTHING_APPENDED)));
+        for (index, batch) in batches.into_iter().enumerate() {
+            let earlier = std::mem::replace(&mut last, self.log.append(batch));
+            if index > 0 {
+                self.await_commit(earlier, Vec::new());
+            }
+        }
+        self.await_commit(last, replies);
+    }
+
+    fn await_commit(
+        &mut self,
+        commit: BoxFuture<'static, Result<i64, ResponseError>>,
+        replies: Vec<(Token, Reply)>,
+    ) {
         self.in_flight.push_back(Box::pin(async move {
             Commit {
                 result: commit.await,
                 replies,
             }
         }));
-    }
-
-    fn append(
-        &self,
-        records: &[CoordinatorRecord],
-        now_ms: i64,
-    ) -> Option<BoxFuture<'static, Result<i64, ResponseError>>> {
-        if records.is_empty() {
-            return None;
-        }
-        match batch::encode(records, now_ms) {
-            Ok(batch) => Some(self.log.append(batch)),
-            Err(error) => {
-                tracing::error!(%error, "group coordinator could not encode its records");
-                Some(Box::pin(std::future::ready(Err(
-                    ResponseError::UnknownServerError,
-                ))))
-            }
-        }
     }
 
     fn on_commit(&mut self, commit: Commit) {
@@ -271,13 +288,14 @@ async fn load(
     clock: Clock,
 ) -> Result<PartitionCoordinator, ResponseError> {
     let mut coordinator = PartitionCoordinator::new(config, clock());
-    let mut offset = 0;
+    let (mut offset, mut stalled_reads) = (0, 0);
     loop {
         let piece = match log.read_from(offset).await {
             Ok(piece) => piece,
             Err(
                 error @ (ResponseError::NotLeaderOrFollower
-                | ResponseError::UnknownTopicOrPartition),
+                | ResponseError::UnknownTopicOrPartition
+                | ResponseError::CorruptMessage),
             ) => {
                 return Err(error);
             }
@@ -295,9 +313,23 @@ async fn load(
         for record in &records {
             coordinator.replay(record, now_ms);
         }
-        if piece.next_offset >= piece.high_watermark || piece.next_offset <= offset {
+        if piece.next_offset >= piece.high_watermark {
             return Ok(coordinator);
         }
-        offset = piece.next_offset;
+        if piece.next_offset > offset {
+            (offset, stalled_reads) = (piece.next_offset, 0);
+            continue;
+        }
+        // To stop here would forget what has been committed.
+        stalled_reads += 1;
+        if stalled_reads > STALLED_READS_MAX {
+            tracing::error!(
+                offset,
+                piece.high_watermark,
+                "the group coordinator's partition cannot be read on"
+            );
+            return Err(ResponseError::CorruptMessage);
+        }
+        tokio::time::sleep(RELOAD_BACKOFF).await;
     }
 }

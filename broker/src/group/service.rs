@@ -75,7 +75,7 @@ impl GroupCoordinator {
     /// Topics are gone: removes their committed offsets here. Call on every broker.
     pub async fn topics_deleted(&self, topics: Vec<String>) {
         for sender in self.senders() {
-            // A partition that is loading or has moved is cleaned when its offsets expire.
+            // One that is loading does it afterwards; of one that has moved, the new leader hears of the deletion too.
             let _ = Self::ask(Some(sender), Request::TopicsDeleted(topics.clone())).await;
         }
     }
@@ -234,7 +234,7 @@ impl GroupCoordinator {
     ) -> DescribeGroupsResponse {
         let mut response = DescribeGroupsResponse::default();
         for group_id in request.groups {
-            let described = match self
+            let mut described = match self
                 .ask_group(&group_id, Request::Describe(group_id.clone()))
                 .await
             {
@@ -244,6 +244,12 @@ impl GroupCoordinator {
                     .with_group_id(group_id)
                     .with_error_code(unexpected(other).code()),
             };
+            if request.include_authorized_operations
+                && info.api_version >= 3
+                && described.error_code == 0
+            {
+                described.authorized_operations = GROUP_OPERATIONS;
+            }
             response.groups.push(described);
         }
         response
@@ -308,6 +314,14 @@ impl GroupCoordinator {
         response
     }
 }
+
+/// What may be done with a group, one bit an operation (`AclOperation` codes; `AclEntry.supportedOperations`): all of it, unless an
+/// authorizer says less.
+const GROUP_OPERATIONS: i32 = 1 << 3 // READ
+    | 1 << 6 // DELETE
+    | 1 << 8 // DESCRIBE
+    | 1 << 10 // DESCRIBE_CONFIGS
+    | 1 << 11; // ALTER_CONFIGS
 
 /// The partition of `count` that a group belongs to.
 pub fn partition_for(group_id: &str, count: i32) -> i32 {

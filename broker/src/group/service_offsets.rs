@@ -65,7 +65,13 @@ impl GroupCoordinator {
             request.topics = known.clone();
             let group_id = request.group_id.clone();
             match self
-                .ask_group(&group_id, Request::CommitOffsets(request))
+                .ask_group(
+                    &group_id,
+                    Request::CommitOffsets {
+                        request,
+                        api_version: info.api_version,
+                    },
+                )
                 .await
             {
                 Ok(Reply::CommitOffsets(committed)) => response.topics.extend(committed.topics),
@@ -203,7 +209,14 @@ impl GroupCoordinator {
         {
             Ok(Reply::DeleteOffsets(response)) if response.error_code != 0 => response,
             Ok(Reply::DeleteOffsets(mut response)) => {
-                response.topics.extend(unknown);
+                for failed in unknown {
+                    // A client looks a topic up once, so its failed partitions stand with the others.
+                    let same = response.topics.iter_mut().find(|t| t.name == failed.name);
+                    match same {
+                        Some(topic) => topic.partitions.extend(failed.partitions),
+                        None => response.topics.push(failed),
+                    }
+                }
                 response
             }
             other => OffsetDeleteResponse::default().with_error_code(unexpected(other).code()),

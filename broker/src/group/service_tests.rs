@@ -7,6 +7,14 @@ use kafka_protocol::messages::offset_commit_request::{
 use kafka_protocol::messages::offset_fetch_request::OffsetFetchRequestGroup;
 use kafka_protocol::messages::{OffsetCommitRequest, OffsetFetchRequest, TopicName};
 
+use kafka_protocol::messages::OffsetDeleteRequest;
+use kafka_protocol::messages::offset_delete_request::{
+    OffsetDeleteRequestPartition, OffsetDeleteRequestTopic,
+};
+use kafka_protocol::messages::offset_fetch_request::OffsetFetchRequestTopic;
+use kafka_protocol::messages::sync_group_request::SyncGroupRequestAssignment;
+use kafka_protocol::protocol::{Encodable, StrBytes};
+
 struct OneTopic;
 
 impl TopicLookup for OneTopic {
@@ -92,13 +100,11 @@ async fn a_refused_append_fails_its_commit_and_the_log_stays_the_truth() {
     let log = MemoryLog::open();
     let coordinator = coordinator(&log);
     assert_eq!(commit(&coordinator, 5).await, 0);
-    *log.failure.lock().unwrap_or_else(PoisonError::into_inner) =
-        Some(ResponseError::NotEnoughReplicas);
+    log.fail_next(ResponseError::NotEnoughReplicas);
     assert_eq!(
         commit(&coordinator, 6).await,
         ResponseError::CoordinatorNotAvailable.code()
     );
-    let _ = log.gate.available_permits();
     for _ in 0..1_000 {
         let list = coordinator
             .list_groups(info(5), ListGroupsRequest::default())
@@ -145,4 +151,476 @@ fn groups_live_where_java_puts_them() {
     assert_eq!(partition_for("abc", 50), 96_354 % 50);
     // This text's hash is the smallest int.
     assert_eq!(partition_for("polygenelubricants", 50), 0);
+}
+
+/// Lets every task run until nothing more happens.
+async fn settle() {
+    for _ in 0..100 {
+        tokio::task::yield_now().await;
+    }
+}
+
+/// Refuses what this version cannot say, as the connection would.
+fn assert_encodes<M: Encodable + std::fmt::Debug>(response: &M, version: i16) {
+    let mut buffer = bytes::BytesMut::new();
+    let encoded = response.encode(&mut buffer, version);
+    assert!(
+        encoded.is_ok(),
+        "version {version}: {encoded:?} of {response:?}"
+    );
+}
+
+fn commit_of(group: &str, topic: &str, partitions: std::ops::Range<i32>) -> OffsetCommitRequest {
+    let partitions = partitions.map(|index| {
+        OffsetCommitRequestPartition::default()
+            .with_partition_index(index)
+            .with_committed_offset(7)
+            .with_committed_metadata(Some(text("note")))
+    });
+    let topic = OffsetCommitRequestTopic::default()
+        .with_name(TopicName(text(topic)))
+        .with_partitions(partitions.collect());
+    OffsetCommitRequest::default()
+        .with_group_id(GroupId(text(group)))
+        .with_generation_id_or_member_epoch(-1)
+        .with_topics(vec![topic])
+}
+
+fn join_of(group: &str) -> JoinGroupRequest {
+    let protocol = JoinGroupRequestProtocol::default().with_name(text("range"));
+    JoinGroupRequest::default()
+        .with_group_id(GroupId(text(group)))
+        .with_session_timeout_ms(10_000)
+        .with_rebalance_timeout_ms(10_000)
+        .with_protocol_type(text("consumer"))
+        .with_protocols(vec![protocol])
+}
+
+/// Joins and syncs the only member of a group; its id and generation.
+async fn join_and_sync(
+    coordinator: &GroupCoordinator,
+    group: &str,
+    version: i16,
+) -> (StrBytes, i32) {
+    let mut request = join_of(group);
+    if version >= 4 {
+        let refused = coordinator.join_group(info(version), request.clone()).await;
+        assert_eq!(refused.error_code, ResponseError::MemberIdRequired.code());
+        assert_encodes(&refused, version);
+        request.member_id = refused.member_id;
+    }
+    let joined = coordinator.join_group(info(version), request).await;
+    assert_eq!(joined.error_code, 0);
+    assert_encodes(&joined, version);
+    let assignment = SyncGroupRequestAssignment::default()
+        .with_member_id(joined.member_id.clone())
+        .with_assignment(bytes::Bytes::from_static(b"assigned"));
+    let request = SyncGroupRequest::default()
+        .with_group_id(GroupId(text(group)))
+        .with_member_id(joined.member_id.clone())
+        .with_generation_id(joined.generation_id)
+        .with_protocol_type(Some(text("consumer")))
+        .with_protocol_name(Some(text("range")))
+        .with_assignments(vec![assignment]);
+    let version = version.min(5);
+    let synced = coordinator.sync_group(info(version), request).await;
+    assert_eq!(
+        (synced.error_code, &synced.assignment[..]),
+        (0, &b"assigned"[..])
+    );
+    assert_encodes(&synced, version);
+    (joined.member_id, joined.generation_id)
+}
+
+#[tokio::test]
+async fn joins_syncs_heartbeats_and_leaves_can_be_said_in_every_version() {
+    let coordinator = coordinator(&MemoryLog::open());
+    assert_eq!(commit(&coordinator, 5).await, 0);
+    for version in 0..=9 {
+        let group = format!("group-{version}");
+        let (member_id, generation) = join_and_sync(&coordinator, &group, version).await;
+        let heartbeat = HeartbeatRequest::default()
+            .with_group_id(GroupId(text(&group)))
+            .with_member_id(member_id.clone())
+            .with_generation_id(generation);
+        let alive = coordinator.heartbeat(heartbeat).await;
+        assert_eq!(alive.error_code, 0);
+        assert_encodes(&alive, version.min(4));
+        let leave = LeaveGroupRequest::default().with_group_id(GroupId(text(&group)));
+        let version = version.min(5);
+        let leave = if version <= 2 {
+            leave.with_member_id(member_id)
+        } else {
+            let stranger = MemberIdentity::default().with_member_id(text("stranger"));
+            leave.with_members(vec![
+                MemberIdentity::default().with_member_id(member_id),
+                stranger,
+            ])
+        };
+        let left = coordinator.leave_group(info(version), leave.clone()).await;
+        assert_encodes(&left, version);
+        let unknown = ResponseError::UnknownMemberId.code();
+        let codes: Vec<i16> = left
+            .members
+            .iter()
+            .map(|member| member.error_code)
+            .collect();
+        assert_eq!(
+            (left.error_code, codes),
+            (
+                0,
+                if version <= 2 {
+                    vec![]
+                } else {
+                    vec![0, unknown]
+                }
+            )
+        );
+        let again = coordinator.leave_group(info(version), leave).await;
+        assert_encodes(&again, version);
+        assert_eq!(again.error_code, if version <= 2 { unknown } else { 0 });
+    }
+}
+
+#[tokio::test]
+async fn refusals_can_be_said_in_every_version() {
+    let coordinator = coordinator(&MemoryLog::open());
+    assert_eq!(commit(&coordinator, 5).await, 0);
+    for version in 0..=9 {
+        let refused = coordinator.join_group(info(version), join_of("")).await;
+        assert_eq!(refused.error_code, ResponseError::InvalidGroupId.code());
+        assert_encodes(&refused, version);
+        let version = version.min(5);
+        let sync = SyncGroupRequest::default()
+            .with_group_id(GroupId(text("g")))
+            .with_member_id(text("stranger"));
+        let refused = coordinator.sync_group(info(version), sync).await;
+        let expected = match version {
+            5.. => ResponseError::InconsistentGroupProtocol,
+            _ => ResponseError::UnknownMemberId,
+        };
+        assert_eq!(refused.error_code, expected.code());
+        assert_encodes(&refused, version);
+    }
+}
+
+#[tokio::test]
+async fn commits_and_fetches_of_offsets_can_be_said_in_every_version() {
+    let coordinator = coordinator(&MemoryLog::open());
+    assert_eq!(commit(&coordinator, 5).await, 0);
+    for version in 2..=9 {
+        let committed = coordinator
+            .offset_commit(info(version), commit_of("v", "orders", 0..3))
+            .await;
+        assert_encodes(&committed, version);
+        let codes: Vec<i16> = committed.topics[0]
+            .partitions
+            .iter()
+            .map(|p| p.error_code)
+            .collect();
+        let unknown = ResponseError::UnknownTopicOrPartition.code();
+        assert_eq!(committed.topics.len(), 1);
+        assert_eq!(
+            codes.iter().filter(|code| **code == unknown).count(),
+            1,
+            "{codes:?}"
+        );
+    }
+    for version in 1..=7 {
+        let topic = OffsetFetchRequestTopic::default()
+            .with_name(TopicName(text("orders")))
+            .with_partition_indexes(vec![0, 5]);
+        let request = OffsetFetchRequest::default()
+            .with_group_id(GroupId(text("v")))
+            .with_topics(Some(vec![topic]));
+        let fetched = coordinator.offset_fetch(info(version), request).await;
+        assert_encodes(&fetched, version);
+        let offsets = fetched.topics[0].partitions.iter();
+        let offsets: Vec<_> = offsets
+            .map(|p| (p.committed_offset, p.error_code))
+            .collect();
+        assert_eq!(offsets, [(7, 0), (-1, 0)]);
+    }
+    for version in 8..=9 {
+        let groups = ["v", "nobody's"].map(|group| {
+            OffsetFetchRequestGroup::default()
+                .with_group_id(GroupId(text(group)))
+                // A classic group's coordinator does not look at these (KIP-848).
+                .with_member_id(Some(text("stranger")))
+                .with_member_epoch(3)
+                .with_topics(None)
+        });
+        let request = OffsetFetchRequest::default().with_groups(groups.into());
+        let fetched = coordinator.offset_fetch(info(version), request).await;
+        assert_encodes(&fetched, version);
+        let found = fetched
+            .groups
+            .iter()
+            .map(|group| (group.error_code, group.topics.len()));
+        assert_eq!(found.collect::<Vec<_>>(), [(0, 1), (0, 0)]);
+    }
+}
+
+#[tokio::test]
+async fn an_error_of_the_group_stands_where_each_version_looks_for_it() {
+    let elsewhere =
+        GroupCoordinator::new(GroupConfig::default(), Arc::new(OneTopic), Arc::new(|| 0));
+    let code = ResponseError::NotCoordinator.code();
+    for version in 2..=9 {
+        let committed = elsewhere
+            .offset_commit(info(version), commit_of("g", "orders", 0..1))
+            .await;
+        assert_eq!(committed.topics[0].partitions[0].error_code, code);
+        assert_encodes(&committed, version);
+    }
+    for version in 1..=9 {
+        let topic = OffsetFetchRequestTopic::default()
+            .with_name(TopicName(text("orders")))
+            .with_partition_indexes(vec![0]);
+        let request = match version {
+            ..=7 => OffsetFetchRequest::default().with_topics(Some(vec![topic])),
+            _ => OffsetFetchRequest::default().with_groups(vec![Default::default()]),
+        };
+        let fetched = elsewhere.offset_fetch(info(version), request).await;
+        assert_encodes(&fetched, version);
+        let found = match version {
+            1 => fetched.topics[0].partitions[0].error_code,
+            2..=7 => fetched.error_code,
+            _ => fetched.groups[0].error_code,
+        };
+        assert_eq!(found, code, "version {version}");
+    }
+    let member = MemberIdentity::default().with_member_id(text("m"));
+    let leave = LeaveGroupRequest::default().with_members(vec![member]);
+    let left = elsewhere.leave_group(info(5), leave).await;
+    assert_eq!((left.error_code, left.members.len()), (code, 0));
+}
+
+#[tokio::test]
+async fn groups_are_described_as_their_version_allows() {
+    let coordinator = coordinator(&MemoryLog::open());
+    assert_eq!(commit(&coordinator, 5).await, 0);
+    join_and_sync(&coordinator, "living", 5).await;
+    for version in 0..=6 {
+        let groups = ["living", "g", "unknown"].map(|group| GroupId(text(group)));
+        let request = DescribeGroupsRequest::default()
+            .with_groups(groups.into())
+            .with_include_authorized_operations(version >= 3);
+        let response = coordinator.describe_groups(info(version), request).await;
+        assert_encodes(&response, version);
+        let states: Vec<&str> = response
+            .groups
+            .iter()
+            .map(|group| group.group_state.as_str())
+            .collect();
+        assert_eq!(states, ["Stable", "Empty", "Dead"]);
+        let living = &response.groups[0];
+        assert_eq!(
+            (living.protocol_data.as_str(), living.protocol_type.as_str()),
+            ("range", "consumer")
+        );
+        assert_eq!(living.members[0].member_assignment, &b"assigned"[..]);
+        let operations = if version >= 3 {
+            0b1101_0100_1000
+        } else {
+            i32::MIN
+        };
+        assert_eq!(living.authorized_operations, operations);
+        let missing = &response.groups[2];
+        let expected = match version {
+            6 => (ResponseError::GroupIdNotFound.code(), i32::MIN),
+            _ => (0, operations),
+        };
+        assert_eq!(
+            (missing.error_code, missing.authorized_operations),
+            expected
+        );
+    }
+    let request = DescribeGroupsRequest::default().with_groups(vec![GroupId(text("living"))]);
+    let response = coordinator.describe_groups(info(6), request).await;
+    assert_eq!(
+        response.groups[0].authorized_operations,
+        i32::MIN,
+        "not asked for"
+    );
+}
+
+#[tokio::test]
+async fn groups_are_listed_by_state_and_type_whatever_their_case() {
+    let coordinator = coordinator(&MemoryLog::open());
+    assert_eq!(commit(&coordinator, 5).await, 0);
+    join_and_sync(&coordinator, "living", 5).await;
+    let list = async |states: &[&str], types: &[&str], version| {
+        let texts = |of: &[&str]| of.iter().map(|value| text(value)).collect();
+        let request = ListGroupsRequest::default()
+            .with_states_filter(texts(states))
+            .with_types_filter(texts(types));
+        let response = coordinator.list_groups(info(version), request).await;
+        assert_eq!(response.error_code, 0);
+        assert_encodes(&response, version);
+        let mut ids: Vec<String> = response
+            .groups
+            .iter()
+            .map(|group| group.group_id.to_string())
+            .collect();
+        ids.sort();
+        ids
+    };
+    for version in 0..=5 {
+        assert_eq!(list(&[], &[], version).await, ["g", "living"]);
+    }
+    assert_eq!(list(&["stable"], &[], 4).await, ["living"]);
+    assert_eq!(
+        list(&["Empty", "STABLE"], &["CLASSIC"], 5).await,
+        ["g", "living"]
+    );
+    assert!(list(&["Dead"], &[], 5).await.is_empty());
+    assert!(list(&[], &["consumer"], 5).await.is_empty());
+}
+
+#[tokio::test]
+async fn deletions_can_be_said_in_every_version() {
+    let coordinator = coordinator(&MemoryLog::open());
+    join_after_load(&coordinator).await;
+    for version in 0..=2 {
+        assert_eq!(commit(&coordinator, 5).await, 0);
+        let groups = ["g", "living", "unknown"].map(|group| GroupId(text(group)));
+        let request = DeleteGroupsRequest::default().with_groups_names(groups.into());
+        let response = coordinator.delete_groups(request).await;
+        assert_encodes(&response, version);
+        let codes: Vec<i16> = response
+            .results
+            .iter()
+            .map(|result| result.error_code)
+            .collect();
+        let expected = [ResponseError::NonEmptyGroup, ResponseError::GroupIdNotFound]
+            .map(|error| error.code());
+        assert_eq!(codes, [0, expected[0], expected[1]]);
+    }
+    assert_eq!(commit(&coordinator, 5).await, 0);
+    let partitions =
+        [1, 9].map(|index| OffsetDeleteRequestPartition::default().with_partition_index(index));
+    let topic = OffsetDeleteRequestTopic::default()
+        .with_name(TopicName(text("orders")))
+        .with_partitions(partitions.into());
+    let request = OffsetDeleteRequest::default()
+        .with_group_id(GroupId(text("g")))
+        .with_topics(vec![topic]);
+    let response = coordinator.offset_delete(request).await;
+    assert_encodes(&response, 0);
+    assert_eq!((response.error_code, response.topics.len()), (0, 1));
+    let codes = response.topics[0]
+        .partitions
+        .iter()
+        .map(|p| (p.partition_index, p.error_code));
+    let unknown = ResponseError::UnknownTopicOrPartition.code();
+    assert_eq!(codes.collect::<Vec<_>>(), [(1, 0), (9, unknown)]);
+}
+
+async fn join_after_load(coordinator: &GroupCoordinator) {
+    assert_eq!(commit(coordinator, 5).await, 0);
+    join_and_sync(coordinator, "living", 5).await;
+}
+
+#[tokio::test]
+async fn a_topic_deleted_while_the_log_is_read_leaves_no_offsets() {
+    let log = MemoryLog::open();
+    assert_eq!(commit(&coordinator(&log), 5).await, 0);
+    let held = log.reads.clone().acquire_owned().await;
+    let next = coordinator(&log);
+    settle().await;
+    next.topics_deleted(vec!["orders".into()]).await;
+    let heartbeat = next
+        .heartbeat(HeartbeatRequest::default().with_group_id(GroupId(text("g"))))
+        .await;
+    assert_eq!(
+        heartbeat.error_code, 0,
+        "a loading coordinator keeps members alive"
+    );
+    drop(held);
+    settle().await;
+    let group = OffsetFetchRequestGroup::default()
+        .with_group_id(GroupId(text("g")))
+        .with_topics(None);
+    let request = OffsetFetchRequest::default().with_groups(vec![group]);
+    let fetched = next.offset_fetch(info(9), request).await;
+    assert_eq!(
+        (fetched.groups[0].error_code, fetched.groups[0].topics.len()),
+        (0, 0)
+    );
+    assert_eq!(log.batches().len(), 2, "the removal is in the log");
+}
+
+#[tokio::test]
+async fn a_corrupt_log_is_not_served_and_does_not_hang() {
+    let log = MemoryLog::open();
+    assert_eq!(commit(&coordinator(&log), 5).await, 0);
+    log.batches().push(bytes::Bytes::from_static(&[0xff; 80]));
+    let next = coordinator(&log);
+    settle().await;
+    let answer = next.join_group(info(9), join_of("g")).await;
+    assert_eq!(answer.error_code, ResponseError::NotCoordinator.code());
+}
+
+#[tokio::test]
+async fn a_large_commit_is_appended_in_bounded_batches_and_answered_once() {
+    let log = MemoryLog::open();
+    let config = GroupConfig {
+        offsets_topic_partitions: 1,
+        append_bytes_max: 200,
+        ..GroupConfig::default()
+    };
+    let coordinator = GroupCoordinator::new(config, Arc::new(ManyPartitions), Arc::new(|| 1_000));
+    coordinator.become_leader(0, log.clone());
+    settle().await;
+    let held = log.appends.clone().acquire_owned().await;
+    let answer = coordinator.offset_commit(info(9), commit_of("g", "orders", 0..1_000));
+    let mut answer = std::pin::pin!(answer);
+    tokio::select! {
+        _ = &mut answer => panic!("answered before the commit"),
+        () = settle() => {}
+    }
+    assert!(log.batches().len() > 100 && log.batches().iter().all(|batch| batch.len() <= 200));
+    drop(held);
+    let answer = answer.await;
+    assert!(
+        answer.topics[0]
+            .partitions
+            .iter()
+            .all(|partition| partition.error_code == 0)
+    );
+}
+
+struct ManyPartitions;
+
+impl TopicLookup for ManyPartitions {
+    fn topic_id(&self, _: &str) -> Option<uuid::Uuid> {
+        None
+    }
+
+    fn topic_name(&self, _: uuid::Uuid) -> Option<String> {
+        None
+    }
+
+    fn partition_count(&self, _: &str) -> Option<i32> {
+        Some(1_000)
+    }
+}
+
+#[tokio::test]
+async fn those_who_wait_are_told_when_leadership_ends() {
+    let log = MemoryLog::open();
+    let coordinator = coordinator(&log);
+    join_after_load(&coordinator).await;
+    let joining = coordinator.join_group(info(3), join_of("living"));
+    let mut joining = std::pin::pin!(joining);
+    tokio::select! {
+        _ = &mut joining => panic!("the group's other member has not rejoined"),
+        () = settle() => {}
+    }
+    coordinator.resign(0);
+    assert_eq!(
+        joining.await.error_code,
+        ResponseError::NotCoordinator.code()
+    );
 }
