@@ -23,6 +23,8 @@ mod checkpoints;
 #[cfg(test)]
 mod crash_tests;
 mod files;
+#[cfg(test)]
+mod kafka_tool_tests;
 pub mod producers;
 mod read;
 mod recovery;
