@@ -7,28 +7,36 @@
 //!
 //! ```text
 //! raft-state
-//!   record  crc32 u32 | length u32 | topic id 16 bytes | partition i32 | flags u8 |
+//!   record  crc32 u32 | length u32 | durable bytes u64 | topic id 16 bytes | partition i32 | flags u8 |
 //!           term u64 | vote u64 | commit u64 | applied conf index u64 | voters: count u32, id u64 …
 //! ```
 //!
 //! Numbers are big-endian; the checksum covers all that follows it. The last record of a group
-//! counts; flag 1 says that the group is gone. Reading ends at the first record that is not whole:
-//! it was never synced, or an error is reported because whole records follow.
+//! counts; flag 1 says that the group is gone, flag 2 that the record is of no group.
+//!
+//! Every record tells how much of the file was known to be durable when it was written; after a
+//! sync and at each opening a record of no group is written that says so. At a record that is not
+//! whole, reading looks for whole ones behind it: if one of them says that the place was durable,
+//! this is damage and an error. Otherwise it is the tail of what was never synced, of which a crash
+//! leaves any part, and is cut off. (What cannot be told apart: damage to what the very last sync
+//! made durable, if the record that says so did not reach the disk either.)
 
 use std::collections::HashMap;
-use std::io::IoSlice;
+use std::io::{self, IoSlice};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::disk::{Disk, DiskFile};
-use crate::error::StorageError;
+use crate::error::{Corruption, StorageError};
 use crate::log::SyncTicket;
 use crate::segment::read_whole;
 
 const FILE_NAME: &str = "raft-state";
 const PREFIX_BYTES: usize = 8;
-const BODY_BYTES_MIN: usize = 16 + 4 + 1 + 4 * 8 + 4;
+const BODY_BYTES_MIN: usize = 8 + 16 + 4 + 1 + 4 * 8 + 4;
 const FLAG_REMOVED: u8 = 1;
+const FLAG_NO_GROUP: u8 = 2;
 
 /// The file is rewritten when it is larger than this and less than a quarter of it counts.
 const REWRITE_BYTES_MIN: u64 = 1024 * 1024;
@@ -62,6 +70,12 @@ pub struct HardStates {
     /// Bytes of the records that count.
     live_bytes: u64,
     states: HashMap<GroupKey, SavedState>,
+    /// How much of the file is durable; raised by the tickets that sync it.
+    durable: Arc<AtomicU64>,
+    /// What the file says of that.
+    durable_noted: u64,
+    /// A rewrite that found no room is tried again when the file is this large.
+    rewrite_bytes_min: u64,
     dirty: bool,
     /// The file's name is not durable yet.
     new_name: bool,
@@ -92,19 +106,37 @@ impl HardStates {
             end: 0,
             live_bytes: 0,
             states: HashMap::new(),
+            durable: Arc::default(),
+            durable_noted: 0,
+            rewrite_bytes_min: REWRITE_BYTES_MIN,
             dirty: false,
             new_name: !exists,
         };
         let mut rest = &bytes[..];
-        while let Some((key, state, size)) = decode(rest) {
-            opened.remember(key, state);
-            opened.end += size as u64;
-            rest = &rest[size..];
+        while let Some(record) = decode(rest) {
+            rest = &rest[record.size..];
+            opened.end += record.size as u64;
+            opened.durable_noted = opened.durable_noted.max(record.durable);
+            if let Some(key) = record.key {
+                opened.remember(key, record.state);
+            }
         }
         if !rest.is_empty() {
+            if let Some(durable) = durable_behind(rest, opened.end) {
+                return Err(StorageError::Corrupt(Corruption {
+                    file: path,
+                    position: opened.end,
+                    reason: format!("bytes up to position {durable} were synced"),
+                }));
+            }
             tracing::warn!(path = %path.display(), bytes = rest.len(), "cut a torn record off the raft state");
             opened.file.set_len(opened.end).map_err(failed)?;
-            opened.dirty = true;
+        }
+        if opened.end > opened.durable_noted {
+            // After a crash of the process alone this may be in the page cache only.
+            opened.file.sync_data().map_err(failed)?;
+            opened.durable = Arc::new(AtomicU64::new(opened.end));
+            opened.note_durable();
         }
         Ok(opened)
     }
@@ -115,9 +147,10 @@ impl HardStates {
 
     /// Writes a group's state; durable after the next ticket.
     pub fn put(&mut self, key: GroupKey, state: SavedState) -> Result<(), StorageError> {
-        self.write(&encode(key, Some(&state)))?;
+        self.write(&encode(self.durable_bytes(), Some(key), Some(&state)))?;
         self.remember(key, Some(state));
-        self.rewrite_if_stale()
+        self.rewrite_if_stale();
+        Ok(())
     }
 
     /// Forgets a group.
@@ -125,26 +158,51 @@ impl HardStates {
         if !self.states.contains_key(&key) {
             return Ok(());
         }
-        self.write(&encode(key, None))?;
+        self.write(&encode(self.durable_bytes(), Some(key), None))?;
         self.remember(key, None);
-        self.rewrite_if_stale()
+        self.rewrite_if_stale();
+        Ok(())
     }
 
     /// What must be synced for all that was put to be durable.
     pub fn sync_ticket(&mut self) -> Option<SyncTicket> {
         if !std::mem::take(&mut self.dirty) {
+            self.note_durable();
             return None;
         }
         let directories = match std::mem::take(&mut self.new_name) {
             true => vec![self.directory.clone()],
             false => Vec::new(),
         };
-        Some(SyncTicket::for_files(
+        let ticket = SyncTicket::for_files(
             Arc::clone(&self.disk),
             self.directory.join(FILE_NAME),
             vec![Arc::clone(&self.file)],
             directories,
-        ))
+        );
+        Some(ticket.marking(Arc::clone(&self.durable), self.end))
+    }
+
+    fn durable_bytes(&self) -> u64 {
+        self.durable.load(Ordering::Acquire)
+    }
+
+    /// Writes into the file how much of it is durable. Needs no sync and may fail: without it less
+    /// damage is told from a torn tail.
+    fn note_durable(&mut self) {
+        let durable = self.durable_bytes();
+        if durable <= self.durable_noted {
+            return;
+        }
+        let record = encode(durable, None, None);
+        if self
+            .file
+            .write_at(self.end, &[IoSlice::new(&record)])
+            .is_ok()
+        {
+            self.end += record.len() as u64;
+            self.durable_noted = durable;
+        }
     }
 
     fn write(&mut self, record: &[u8]) -> Result<(), StorageError> {
@@ -168,41 +226,76 @@ impl HardStates {
         self.live_bytes -= before.as_ref().map_or(0, size);
     }
 
-    fn rewrite_if_stale(&mut self) -> Result<(), StorageError> {
-        if self.end < REWRITE_BYTES_MIN || self.live_bytes * 4 > self.end {
-            return Ok(());
+    /// Until it succeeds, the old file goes on to count.
+    fn rewrite_if_stale(&mut self) {
+        if self.end < self.rewrite_bytes_min || self.live_bytes * 4 > self.end {
+            return;
         }
+        match self.rewrite() {
+            Ok(()) => self.rewrite_bytes_min = REWRITE_BYTES_MIN,
+            Err(error) => {
+                let path = self.directory.join(FILE_NAME);
+                tracing::warn!(path = %path.display(), %error, "cannot write the raft state anew");
+                self.rewrite_bytes_min = self.end * 2;
+            }
+        }
+    }
+
+    fn rewrite(&mut self) -> io::Result<()> {
         let path = self.directory.join(FILE_NAME);
         let temporary = path.with_extension("tmp");
-        let failed = |error| StorageError::io("rewrite", &path, error);
-        let bytes: Vec<u8> = self
+        let mut bytes: Vec<u8> = self
             .states
             .iter()
-            .flat_map(|(key, state)| encode(*key, Some(state)))
+            .flat_map(|(key, state)| encode(0, Some(*key), Some(state)))
             .collect();
-        let file = self.disk.create(&temporary).map_err(failed)?;
-        file.write_at(0, &[IoSlice::new(&bytes)]).map_err(failed)?;
-        // Durable before it takes the place of what is.
-        file.sync_data().map_err(failed)?;
-        self.disk.rename(&temporary, &path).map_err(failed)?;
+        let live_bytes = bytes.len() as u64;
+        // True before anybody can read it: the file is synced before it gets its name.
+        bytes.extend(encode(live_bytes, None, None));
+        let file = self.disk.create(&temporary)?;
+        file.write_at(0, &[IoSlice::new(&bytes)])?;
+        file.sync_data()?;
+        self.disk.rename(&temporary, &path)?;
         self.file = file;
         self.end = bytes.len() as u64;
-        self.live_bytes = self.end;
+        self.live_bytes = live_bytes;
+        // Tickets for the old file are still under way.
+        self.durable = Arc::new(AtomicU64::new(live_bytes));
+        self.durable_noted = live_bytes;
         self.dirty = true;
         self.new_name = true;
         Ok(())
     }
 }
 
+/// How much of the file is durable, as a whole record behind damage at `position` says, if that
+/// includes the damage. The bodies hold nothing but numbers of ours, so none can pass for a record.
+fn durable_behind(damaged: &[u8], position: u64) -> Option<u64> {
+    (1..damaged.len())
+        .filter_map(|at| decode(&damaged[at..]))
+        .map(|record| record.durable)
+        .find(|durable| *durable > position)
+}
+
 fn record_bytes(state: &SavedState) -> usize {
     PREFIX_BYTES + BODY_BYTES_MIN + state.voters.len() * 8
 }
 
-fn encode(key: GroupKey, state: Option<&SavedState>) -> Vec<u8> {
-    let gone = SavedState::default();
-    let flags = if state.is_none() { FLAG_REMOVED } else { 0 };
-    let state = state.unwrap_or(&gone);
+/// A record of a group, or of none.
+fn encode(durable: u64, key: Option<GroupKey>, state: Option<&SavedState>) -> Vec<u8> {
+    let flags = match (key, state) {
+        (None, _) => FLAG_NO_GROUP,
+        (Some(_), None) => FLAG_REMOVED,
+        (Some(_), Some(_)) => 0,
+    };
+    let nothing = SavedState::default();
+    let state = state.unwrap_or(&nothing);
+    let key = key.unwrap_or(GroupKey {
+        topic_id: [0; 16],
+        partition: 0,
+    });
     let mut body = Vec::with_capacity(record_bytes(state));
+    body.extend_from_slice(&durable.to_be_bytes());
     body.extend_from_slice(&key.topic_id);
     body.extend_from_slice(&key.partition.to_be_bytes());
     body.push(flags);
@@ -223,16 +316,32 @@ fn encode(key: GroupKey, state: Option<&SavedState>) -> Vec<u8> {
     record
 }
 
-/// The first record of `bytes` and its size; `None` if there is no whole one.
-fn decode(bytes: &[u8]) -> Option<(GroupKey, Option<SavedState>, usize)> {
+/// A record as it was read.
+struct Record {
+    durable: u64,
+    key: Option<GroupKey>,
+    state: Option<SavedState>,
+    size: usize,
+}
+
+/// The first record of `bytes`; `None` if there is no whole one.
+fn decode(bytes: &[u8]) -> Option<Record> {
     let mut rest = bytes;
     let crc = u32::from_be_bytes(take(&mut rest)?);
     let covered = rest;
     let length = u32::from_be_bytes(take(&mut rest)?) as usize;
-    let mut body = rest.get(..length)?;
-    if length < BODY_BYTES_MIN || crc32fast::hash(covered.get(..4 + length)?) != crc {
+    // Before the checksum, which would be dear at every place of a long file.
+    if length < BODY_BYTES_MIN || (length - BODY_BYTES_MIN) % 8 != 0 {
         return None;
     }
+    let mut body = rest.get(..length)?;
+    let voters = (length - BODY_BYTES_MIN) / 8;
+    let count = body.get(BODY_BYTES_MIN - 4..BODY_BYTES_MIN)?;
+    if count != (voters as u32).to_be_bytes() || crc32fast::hash(covered.get(..4 + length)?) != crc
+    {
+        return None;
+    }
+    let durable = u64::from_be_bytes(take(&mut body)?);
     let key = GroupKey {
         topic_id: take(&mut body)?,
         partition: i32::from_be_bytes(take(&mut body)?),
@@ -244,14 +353,18 @@ fn decode(bytes: &[u8]) -> Option<(GroupKey, Option<SavedState>, usize)> {
         vote: number()?,
         commit: number()?,
         conf_index: number()?,
-        voters: Vec::new(),
+        voters: Vec::with_capacity(voters),
     };
     let _count = u32::from_be_bytes(take(&mut body)?);
     while !body.is_empty() {
         state.voters.push(u64::from_be_bytes(take(&mut body)?));
     }
-    let state = (flags & FLAG_REMOVED == 0).then_some(state);
-    Some((key, state, PREFIX_BYTES + length))
+    Some(Record {
+        durable,
+        key: (flags & FLAG_NO_GROUP == 0).then_some(key),
+        state: (flags & FLAG_REMOVED == 0).then_some(state),
+        size: PREFIX_BYTES + length,
+    })
 }
 
 fn take<const N: usize>(bytes: &mut &[u8]) -> Option<[u8; N]> {
@@ -261,100 +374,4 @@ fn take<const N: usize>(bytes: &mut &[u8]) -> Option<[u8; N]> {
 }
 
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-    use crate::disk::sim::{Faults, SimDisk};
-
-    fn key(partition: i32) -> GroupKey {
-        GroupKey {
-            topic_id: [7; 16],
-            partition,
-        }
-    }
-
-    fn state(term: u64) -> SavedState {
-        SavedState {
-            term,
-            vote: 1,
-            voters: vec![1, 2, 3],
-            ..SavedState::default()
-        }
-    }
-
-    fn open(disk: &SimDisk) -> HardStates {
-        HardStates::open(Arc::new(disk.clone()), Path::new("/data")).unwrap()
-    }
-
-    #[test]
-    fn states_are_there_after_reopening_and_removed_ones_are_not() {
-        let disk = SimDisk::new();
-        let mut states = open(&disk);
-        states.put(key(0), state(1)).unwrap();
-        states.put(key(1), state(2)).unwrap();
-        states.put(key(0), state(3)).unwrap();
-        states.remove(key(1)).unwrap();
-        let states = open(&disk);
-        assert_eq!(states.get(key(0)), Some(&state(3)));
-        assert_eq!(states.get(key(1)), None);
-    }
-
-    #[test]
-    fn a_file_of_superseded_states_is_written_anew() {
-        let disk = SimDisk::new();
-        let mut states = open(&disk);
-        let mut largest = 0;
-        for term in 0..40_000 {
-            states.put(key((term % 3) as i32), state(term)).unwrap();
-            largest = largest.max(states.end);
-        }
-        assert!(largest <= REWRITE_BYTES_MIN + 200);
-        let again = open(&disk);
-        assert_eq!(again.states, states.states);
-    }
-
-    proptest! {
-        #[test]
-        fn what_was_synced_survives_a_crash(
-            steps in prop::collection::vec((0i32..4, 1u64..100, any::<bool>()), 1..40),
-            stop_after in 0u64..60,
-            seed in any::<u64>(),
-        ) {
-            let disk = SimDisk::new();
-            let mut states = open(&disk);
-            if let Some(ticket) = states.sync_ticket() {
-                ticket.run().unwrap();
-            }
-            disk.set_faults(Faults { stop_after: Some(stop_after), ..Faults::default() });
-            let mut written: Vec<Vec<SavedState>> = vec![Vec::new(); 4];
-            let mut durable = [0; 4];
-            for (partition, term, sync) in steps {
-                if states.put(key(partition), state(term)).is_ok() {
-                    written[partition as usize].push(state(term));
-                }
-                if sync && states.sync_ticket().is_some_and(|ticket| ticket.run().is_ok()) {
-                    for (durable, written) in durable.iter_mut().zip(&written) {
-                        *durable = written.len();
-                    }
-                }
-            }
-            let mut random = seed | 1;
-            disk.crash(&mut || {
-                random ^= random << 13;
-                random ^= random >> 7;
-                random ^= random << 17;
-                random
-            });
-            let states = open(&disk);
-            for (partition, (durable, written)) in durable.iter().zip(&written).enumerate() {
-                let found = states.get(key(partition as i32));
-                let allowed = &written[durable.saturating_sub(1)..];
-                match found {
-                    Some(found) => prop_assert!(allowed.contains(found)),
-                    None => prop_assert_eq!(*durable, 0),
-                }
-            }
-        }
-    }
-}
+mod tests;
