@@ -4,6 +4,7 @@ pub mod checkpoint;
 pub mod disk;
 pub mod epochs;
 mod error;
+mod frames;
 pub mod hard_state;
 mod ids;
 pub mod lock;

@@ -22,20 +22,24 @@ mod append;
 mod checkpoints;
 #[cfg(test)]
 mod crash_tests;
-mod files;
+#[cfg(test)]
+mod index_tests;
 #[cfg(test)]
 mod kafka_tool_tests;
+mod places;
 pub mod producers;
 mod read;
 mod recovery;
 mod retention;
+mod sync;
 #[cfg(test)]
 mod tests;
 
+use std::collections::VecDeque;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
@@ -48,8 +52,10 @@ use crate::ids::{RaftIndex, Term};
 use crate::raft_index::EntryPlace;
 use crate::segment::Segment;
 
+use places::Places;
 pub use read::{LogReader, ReadError, ReadSlices, TimestampOffset};
 pub use recovery::RecoveryReport;
+pub use sync::SyncTicket;
 
 /// The configs of a topic that its logs follow; Kafka's names and meanings.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -118,10 +124,45 @@ pub enum TermError {
     Unavailable,
 }
 
+/// Sealed segments of one log that keep their sparse index and mapping in memory (and, where files
+/// are not mapped, a file descriptor). The active segment's are not counted.
+const LOADED_SEGMENTS_MAX: usize = 8;
+
 /// What readers and the owner share.
 struct Shared {
     segments: ArcSwap<Vec<Arc<Segment>>>,
     log_start_offset: AtomicI64,
+    /// The sealed segments that were read last, the latest at the end.
+    loaded: Mutex<VecDeque<Weak<Segment>>>,
+}
+
+impl Shared {
+    fn new(segments: Vec<Arc<Segment>>, log_start_offset: i64) -> Self {
+        Self {
+            segments: ArcSwap::from_pointee(segments),
+            log_start_offset: AtomicI64::new(log_start_offset),
+            loaded: Mutex::default(),
+        }
+    }
+
+    /// A segment is about to be read: one that has not been for long is let go in its stead.
+    fn touch(&self, segment: &Arc<Segment>) {
+        if !segment.is_sealed() {
+            return;
+        }
+        let is_it = |other: &Weak<Segment>| std::ptr::eq(other.as_ptr(), Arc::as_ptr(segment));
+        let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
+        if loaded.back().is_some_and(is_it) {
+            return;
+        }
+        loaded.retain(|other| !is_it(other));
+        loaded.push_back(Arc::downgrade(segment));
+        if loaded.len() > LOADED_SEGMENTS_MAX
+            && let Some(oldest) = loaded.pop_front().and_then(|oldest| oldest.upgrade())
+        {
+            oldest.unload();
+        }
+    }
 }
 
 /// The log, for its owner.
@@ -230,9 +271,8 @@ impl Log {
         let Some(ordinal) = ordinal.checked_sub(1) else {
             return Ok(segment.base_offset());
         };
-        let places = self.places_of(&segment)?;
-        let place = places.get(ordinal).or(places.last());
-        Ok(place.map_or(segment.base_offset(), |place| {
+        let place = Places::new(self).get(&segment, ordinal)?;
+        Ok(place.map_or(segment.next_offset(), |place| {
             segment.base_offset() + i64::from(place.relative_next_offset)
         }))
     }
@@ -256,49 +296,45 @@ impl Log {
         (Arc::clone(segment), count(segment))
     }
 
-    fn places_of<'a>(&'a self, segment: &'a Segment) -> Result<&'a [EntryPlace], StorageError> {
-        if segment.base_offset() == self.active.base_offset()
-            && segment.first_index() == self.active.first_index()
-        {
-            return Ok(&self.places);
-        }
-        segment
-            .places()
-            .map_err(|error| StorageError::io("read", &segment.path("ridx"), error))
-    }
-
     /// Entries `low..high` without their records.
     pub fn entry_stubs(
         &self,
         low: RaftIndex,
         high: RaftIndex,
     ) -> Result<Vec<EntryStub>, StorageError> {
+        let mut places = Places::new(self);
         let mut stubs = Vec::with_capacity(usize::try_from(high.0 - low.0).unwrap_or(0));
         for index in low.0..high.0 {
             let index = RaftIndex(index);
             stubs.push(EntryStub {
                 index,
                 term: self.term(index).unwrap_or_default(),
-                internal: self.internal_at(index)?,
+                internal: self.internal_at(index, &mut places)?,
             });
         }
         Ok(stubs)
     }
 
-    fn internal_at(&self, index: RaftIndex) -> Result<Option<(u8, Bytes)>, StorageError> {
+    fn internal_at(
+        &self,
+        index: RaftIndex,
+        places: &mut Places<'_>,
+    ) -> Result<Option<(u8, Bytes)>, StorageError> {
         let (segment, ordinal) = self.segment_of(index);
-        let places = self.places_of(&segment)?;
-        let Some(place) = ordinal.checked_sub(1).and_then(|at| places.get(at)) else {
+        let before = match ordinal.checked_sub(2) {
+            Some(before) => places.get(&segment, before)?,
+            None => None,
+        };
+        let Some(ordinal) = ordinal.checked_sub(1) else {
             return Ok(None);
         };
-        let offset_before = ordinal
-            .checked_sub(2)
-            .and_then(|at| places.get(at))
-            .map_or(0, |before| before.relative_next_offset);
-        if place.relative_next_offset != offset_before {
+        let Some(place) = places.get(&segment, ordinal)? else {
+            return Ok(None);
+        };
+        if place.relative_next_offset != before.map_or(0, |before| before.relative_next_offset) {
             return Ok(None);
         }
-        Ok(self.read_frame(&segment, place)?.internal_payload())
+        Ok(self.read_frame(&segment, &place)?.internal_payload())
     }
 
     /// Entries from `low` up to `high` (not included), at most `bytes_max` bytes but at least one.
@@ -309,15 +345,18 @@ impl Log {
         bytes_max: u64,
     ) -> Result<Vec<Entry>, StorageError> {
         let mut entries = Vec::new();
+        let mut places = Places::new(self);
         let mut bytes = 0;
         for index in low.0..high.0 {
             let index = RaftIndex(index);
             let (segment, ordinal) = self.segment_of(index);
-            let places = self.places_of(&segment)?;
-            let Some(place) = ordinal.checked_sub(1).and_then(|at| places.get(at)) else {
+            let Some(ordinal) = ordinal.checked_sub(1) else {
                 break;
             };
-            let batch = self.read_frame(&segment, place)?;
+            let Some(place) = places.get(&segment, ordinal)? else {
+                break;
+            };
+            let batch = self.read_frame(&segment, &place)?;
             bytes += batch.len() as u64;
             if bytes > bytes_max && !entries.is_empty() {
                 break;
@@ -333,9 +372,10 @@ impl Log {
 
     fn read_frame(
         &self,
-        segment: &Segment,
+        segment: &Arc<Segment>,
         place: &EntryPlace,
     ) -> Result<StampedBatch, StorageError> {
+        self.shared.touch(segment);
         let corrupt = |reason: String| {
             StorageError::Corrupt(crate::error::Corruption {
                 file: segment.path("log"),
@@ -343,7 +383,7 @@ impl Log {
                 reason,
             })
         };
-        let frame = files::frame_at(segment, u64::from(place.position))
+        let frame = crate::frames::frame_at(segment, u64::from(place.position))
             .map_err(|error| StorageError::io("read", &segment.path("log"), error))?;
         let batch = StampedBatch::from_bytes(frame).map_err(|error| corrupt(error.to_string()))?;
         if crc32fast::hash(batch.prefix()) != place.prefix_crc {
@@ -369,6 +409,7 @@ impl Log {
                 base_offset: self.active.base_offset(),
                 position: self.active.end(),
             },
+            mark: None,
         })
     }
 
@@ -412,50 +453,5 @@ impl Log {
 
     fn io_error(&self, action: &'static str, error: io::Error) -> StorageError {
         StorageError::io(action, &self.directory, error)
-    }
-}
-
-/// Files and directories to sync. Running it may take as long as the device takes.
-pub struct SyncTicket {
-    disk: Arc<dyn Disk>,
-    files: Vec<Arc<dyn DiskFile>>,
-    directories: Vec<PathBuf>,
-    name: PathBuf,
-    point: SyncedPoint,
-}
-
-impl SyncTicket {
-    /// A ticket for files that do not belong to a partition's log.
-    pub fn for_files(
-        disk: Arc<dyn Disk>,
-        name: PathBuf,
-        files: Vec<Arc<dyn DiskFile>>,
-        directories: Vec<PathBuf>,
-    ) -> Self {
-        Self {
-            disk,
-            files,
-            directories,
-            name,
-            point: SyncedPoint::default(),
-        }
-    }
-
-    /// What is durable once the ticket has been run.
-    pub fn point(&self) -> SyncedPoint {
-        self.point
-    }
-
-    /// Syncs. After an error nothing is known of what the files hold, and a second try that
-    /// succeeds proves nothing.
-    pub fn run(&self) -> Result<(), StorageError> {
-        let failed = |error| StorageError::io("sync", &self.name, error);
-        for file in &self.files {
-            file.sync_data().map_err(failed)?;
-        }
-        for directory in &self.directories {
-            self.disk.sync_dir(directory).map_err(failed)?;
-        }
-        Ok(())
     }
 }

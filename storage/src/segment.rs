@@ -5,20 +5,25 @@
 
 use std::io::{self, IoSlice};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 
 use arc_swap::ArcSwapOption;
 use bytes::Bytes;
+use streamgauge_protocol::batch::BATCH_HEADER_BYTES;
 
 use crate::disk::{Disk, DiskFile};
 use crate::epochs::EpochEntry;
+use crate::frames::Frames;
 use crate::ids::RaftIndex;
-use crate::raft_index::{self, EntryPlace, SegmentSummary};
+use crate::raft_index::{self, BLOCK_ENTRIES, EntryPlace, IndexFiles, SegmentSummary};
 use crate::segment_index::{OffsetEntry, SparseIndex, TimeEntry};
 
 /// No batch of the segment has a timestamp.
 pub const NO_TIMESTAMP: i64 = -1;
+
+/// Kafka's default, for indexes that must be made again long after the log was written.
+const REBUILT_INDEX_INTERVAL_BYTES: usize = 4096;
 
 /// The name of a segment's file: its base offset in 20 digits, and a suffix.
 pub fn file_name(base_offset: i64, suffix: &str) -> String {
@@ -72,7 +77,12 @@ pub struct Segment {
     zeros_end: AtomicU64,
     /// How far to map: the file will not grow beyond.
     reserve_bytes: u64,
-    places: OnceLock<Vec<EntryPlace>>,
+    /// It takes no more appends.
+    sealed: AtomicBool,
+    /// What is known of the index files, if they are there and fit.
+    index_files: Mutex<Option<IndexFiles>>,
+    /// The places of a sealed segment whose index files could not be written.
+    resident_places: OnceLock<Vec<EntryPlace>>,
 }
 
 impl Segment {
@@ -120,7 +130,9 @@ impl Segment {
             mapping: ArcSwapOption::empty(),
             zeros_end: AtomicU64::new(0),
             reserve_bytes,
-            places: OnceLock::new(),
+            sealed: AtomicBool::new(false),
+            index_files: Mutex::new(None),
+            resident_places: OnceLock::new(),
         }
     }
 
@@ -179,9 +191,48 @@ impl Segment {
         *self.file.lock().unwrap_or_else(PoisonError::into_inner) = Some(opened);
     }
 
-    /// Lets the file go; a mapping keeps what it maps.
-    pub fn release_file(&self) {
+    /// It takes no more appends: lets the file go; a mapping keeps what it maps.
+    pub fn seal(&self) {
+        self.sealed.store(true, Ordering::Release);
+        self.release_file();
+    }
+
+    pub fn is_sealed(&self) -> bool {
+        self.sealed.load(Ordering::Acquire)
+    }
+
+    fn release_file(&self) {
         *self.file.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    /// Lets go of what a sealed segment can load again when it is next read. Readers that hold its
+    /// bytes keep them.
+    pub fn unload(&self) {
+        self.mapping.store(None);
+        self.release_file();
+        if self.index_files().is_some() {
+            *self.index.write().unwrap_or_else(PoisonError::into_inner) = None;
+        }
+    }
+
+    pub fn index_files(&self) -> Option<IndexFiles> {
+        *self
+            .index_files
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub fn set_index_files(&self, files: Option<IndexFiles>) {
+        *self
+            .index_files
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = files;
+    }
+
+    /// As another handle of the same file has it.
+    pub fn keep_zeros_of(&self, other: &Self) {
+        let zeros_end = other.zeros_end.load(Ordering::Relaxed);
+        self.zeros_end.fetch_max(zeros_end, Ordering::Relaxed);
     }
 
     pub fn set_index(&self, index: SparseIndex) {
@@ -263,7 +314,10 @@ impl Segment {
     }
 
     fn push_time(&self, index: &mut SparseIndex) {
-        let (timestamp, offset) = self.max_timestamp();
+        self.push_time_of(index, self.max_timestamp());
+    }
+
+    fn push_time_of(&self, index: &mut SparseIndex, (timestamp, offset): (i64, i64)) {
         if timestamp != NO_TIMESTAMP {
             index.push_time(TimeEntry {
                 timestamp,
@@ -308,7 +362,10 @@ impl Segment {
         };
         self.write_file("index", &offsets)?;
         self.write_file("timeindex", &times)?;
-        self.write_file("ridx", &raft_index::encode(&self.summary(), epochs, places))
+        let (ridx, files) = raft_index::encode(&self.summary(), epochs, places, &offsets, &times);
+        self.write_file("ridx", &ridx)?;
+        self.set_index_files(Some(files));
+        Ok(())
     }
 
     fn write_file(&self, suffix: &str, bytes: &[u8]) -> io::Result<()> {
@@ -316,27 +373,52 @@ impl Segment {
         file.write_at(0, &[IoSlice::new(bytes)])
     }
 
-    /// The places of a sealed segment's entries.
-    pub fn places(&self) -> io::Result<&[EntryPlace]> {
-        if let Some(places) = self.places.get() {
-            return Ok(places);
+    #[cfg(test)]
+    pub fn is_loaded(&self) -> bool {
+        let index = self.index.read().unwrap_or_else(PoisonError::into_inner);
+        index.is_some() || self.mapping.load().is_some()
+    }
+
+    #[cfg(test)]
+    pub fn has_open_file(&self) -> bool {
+        let file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
+        file.is_some()
+    }
+
+    /// How many entries a sealed segment holds.
+    pub fn entry_count(&self) -> usize {
+        match self.resident_places.get() {
+            Some(places) => places.len(),
+            None => self.index_files().map_or(0, |files| files.entries),
         }
-        let bytes = read_whole(&*self.disk, &self.path("ridx"))?;
-        let contents = raft_index::decode(&bytes).ok_or_else(|| {
-            io::Error::new(
-                io::ErrorKind::InvalidData,
-                format!("{} is not whole", self.path("ridx").display()),
-            )
-        })?;
-        Ok(self.places.get_or_init(|| contents.places))
     }
 
-    pub fn set_places(&self, places: Vec<EntryPlace>) {
-        drop(self.places.set(places));
+    /// A block of the places of a sealed segment: those from the given ordinal's block on, and the
+    /// ordinal of the first. `None` if they must be made again from the log.
+    pub fn places_around(&self, ordinal: usize) -> io::Result<Option<(usize, Vec<EntryPlace>)>> {
+        let first = ordinal - ordinal % BLOCK_ENTRIES;
+        if let Some(places) = self.resident_places.get() {
+            let to = places.len().min(first + BLOCK_ENTRIES);
+            let block = places.get(first..to).unwrap_or_default();
+            return Ok(Some((first, block.to_vec())));
+        }
+        let Some(files) = self.index_files() else {
+            return Ok(None);
+        };
+        let file = match self.disk.open(&self.path("ridx")) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            file => file?,
+        };
+        let block = raft_index::read_block(&*file, &files, ordinal)?;
+        Ok(block.map(|block| (first, block)))
     }
 
-    /// Runs `look` on the sparse index, which is read from its files if it is not in memory. Files
-    /// that are missing or do not fit the log count as empty: lookups then scan more.
+    pub fn set_resident_places(&self, places: Vec<EntryPlace>) {
+        drop(self.resident_places.set(places));
+    }
+
+    /// Runs `look` on the sparse index, which is read from its files if it is not in memory, and
+    /// made again from the log if those are not what was written.
     pub fn with_index<T>(&self, look: impl FnOnce(&SparseIndex) -> T) -> T {
         {
             let index = self.index.read().unwrap_or_else(PoisonError::into_inner);
@@ -344,10 +426,52 @@ impl Segment {
                 return look(index);
             }
         }
-        let read = |suffix| read_whole(&*self.disk, &self.path(suffix)).unwrap_or_default();
-        let loaded = SparseIndex::decode(&read("index"), &read("timeindex"), self.end());
+        let loaded = self.load_index().unwrap_or_else(|| {
+            tracing::warn!(log = %self.path("log").display(), "made lost or damaged indexes again");
+            self.rebuild_index()
+        });
         let mut index = self.index.write().unwrap_or_else(PoisonError::into_inner);
-        look(index.get_or_insert_with(|| loaded.unwrap_or_default()))
+        look(index.get_or_insert(loaded))
+    }
+
+    fn load_index(&self) -> Option<SparseIndex> {
+        let files = self.index_files()?;
+        let offsets = read_whole(&*self.disk, &self.path("index")).ok()?;
+        let times = read_whole(&*self.disk, &self.path("timeindex")).ok()?;
+        let as_written = crc32fast::hash(&offsets) == files.offset_index_crc
+            && crc32fast::hash(&times) == files.time_index_crc;
+        if !as_written {
+            return None;
+        }
+        SparseIndex::decode(&offsets, &times, self.end())
+    }
+
+    /// Damage to the log ends the index early; whoever reads there finds it.
+    fn rebuild_index(&self) -> SparseIndex {
+        let mut index = SparseIndex::default();
+        let mut bytes_since_index = 0;
+        let mut largest = (NO_TIMESTAMP, -1);
+        let mut frames = Frames::new(self, 0, BATCH_HEADER_BYTES);
+        while let Ok(Some(frame)) = frames.next() {
+            let header = frame.header;
+            if header.is_internal() {
+                continue;
+            }
+            if bytes_since_index > REBUILT_INDEX_INTERVAL_BYTES {
+                index.push_offset(OffsetEntry {
+                    relative_offset: self.relative(header.last_offset()),
+                    position: u32::try_from(frame.position).unwrap_or(u32::MAX),
+                });
+                self.push_time_of(&mut index, largest);
+                bytes_since_index = 0;
+            }
+            bytes_since_index += frame.size();
+            if header.max_timestamp > largest.0 {
+                largest = (header.max_timestamp, header.last_offset());
+            }
+        }
+        self.push_time_of(&mut index, largest);
+        index
     }
 
     /// Bytes of the file from `position`: all that is published if the file is mapped, and at most
@@ -378,6 +502,9 @@ impl Segment {
         Ok(mapped.map(|bytes| {
             let bytes = Arc::new(bytes);
             self.mapping.store(Some(Arc::clone(&bytes)));
+            if self.is_sealed() {
+                self.release_file();
+            }
             bytes
         }))
     }

@@ -166,8 +166,8 @@ impl Log {
     }
 
     fn begin(&mut self, created: Arc<Segment>, now_ms: i64) {
-        self.active.set_places(std::mem::take(&mut self.places));
-        self.active.release_file();
+        self.places = Vec::new();
+        self.active.seal();
         self.active = Arc::clone(&created);
         self.first_timestamp = None;
         self.active_since_ms = now_ms;
@@ -214,6 +214,7 @@ impl Log {
             .map_or(end, |place| u64::from(place.position));
         // The file keeps its length, so an index of the old entries would still fit it: neither
         // that nor the old recovery point may come back after a power failure.
+        self.active.set_index_files(None);
         self.remove_if_there(&self.active.path("ridx"))?;
         self.lower_synced(position)?;
         self.disk
@@ -270,10 +271,7 @@ impl Log {
         let Some(last) = segments.last().cloned() else {
             return Ok(());
         };
-        let places = last
-            .places()
-            .map_err(|error| StorageError::io("read", &last.path("ridx"), error))?
-            .to_vec();
+        let places = self.all_places(&last)?;
         self.publish_segments(segments);
         if let Some(dropped) = dropped {
             dropped
@@ -297,6 +295,7 @@ impl Log {
             reserve_bytes(self.config.segment_bytes),
         ));
         reopened.set_index(last.with_index(Clone::clone));
+        reopened.keep_zeros_of(&last);
         self.remove_if_there(&reopened.path("ridx"))?;
         self.places = places;
         self.active = Arc::clone(&reopened);

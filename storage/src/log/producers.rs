@@ -5,8 +5,8 @@ use std::io;
 use streamgauge_protocol::batch::{BatchHeader, BatchRecords};
 
 use super::Log;
-use super::files::Frames;
 use crate::error::{Corruption, StorageError};
+use crate::frames::Frames;
 use crate::producer_state::{
     ProducerBatch, ProducerBatchKind, ProducerState, TransactionMarker, TransactionResult,
 };
@@ -75,6 +75,7 @@ impl Log {
             if segment.next_offset() <= from {
                 continue;
             }
+            self.shared.touch(segment);
             let path = segment.path("log");
             let failed = |error: io::Error| StorageError::io("read", &path, error);
             let relative = u32::try_from(from - segment.base_offset()).unwrap_or(0);

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use streamgauge_protocol::batch::BatchRecords;
 
 use super::Shared;
-use super::files::{Frame, Frames, Run};
+use crate::frames::{Frame, Frames, Run};
 use crate::segment::{NO_TIMESTAMP, Segment};
 
 /// A tail of this many bytes of the active segment is taken to be in the page cache.
@@ -127,6 +127,7 @@ impl LogReader {
             return Ok(found);
         }
         for segment in segments.iter().skip(segment_at(&segments, offset)) {
+            self.shared.touch(segment);
             read_segment(
                 segment,
                 offset,
@@ -156,6 +157,7 @@ impl LogReader {
             max_timestamp >= timestamp && segment.next_offset() > start
         });
         for segment in candidates {
+            self.shared.touch(segment);
             let from = segment.with_index(|index| {
                 index
                     .time_before(timestamp)

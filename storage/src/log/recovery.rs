@@ -11,18 +11,16 @@
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::AtomicI64;
 
-use arc_swap::ArcSwap;
 use streamgauge_protocol::batch::{BATCH_HEADER_BYTES, BATCH_PREFIX_BYTES};
 
 use super::append::{frame_of, place_of, reserve_bytes};
 use super::checkpoints::{read_recovery_point, read_start, write_start};
-use super::files::Frames;
 use super::{Log, LogConfig, LogStart, Shared, SyncedPoint};
 use crate::disk::Disk;
 use crate::epochs::EpochTable;
 use crate::error::{Corruption, StorageError};
+use crate::frames::Frames;
 use crate::ids::{RaftIndex, Term};
 use crate::raft_index::{self, EntryPlace, SegmentSummary};
 use crate::segment::{
@@ -78,10 +76,7 @@ impl Log {
             disk,
             directory: directory.to_owned(),
             config,
-            shared: Arc::new(Shared {
-                segments: ArcSwap::from_pointee(vec![Arc::clone(&active)]),
-                log_start_offset: AtomicI64::new(start.offset),
-            }),
+            shared: Arc::new(Shared::new(vec![Arc::clone(&active)], start.offset)),
             active,
             places: Vec::new(),
             first_timestamp: None,
@@ -182,7 +177,7 @@ impl Opening<'_> {
         for base in bases {
             let segment = self.open_sealed(base, next, &mut epochs)?;
             next = (
-                RaftIndex(segment.first_index().0 + segment.places().map_or(0, <[_]>::len) as u64),
+                RaftIndex(segment.first_index().0 + segment.entry_count() as u64),
                 segment.next_offset(),
             );
             segments.push(Arc::new(segment));
@@ -203,10 +198,7 @@ impl Opening<'_> {
             disk: self.disk,
             directory: self.directory.to_owned(),
             config: self.config,
-            shared: Arc::new(Shared {
-                segments: ArcSwap::from_pointee(segments),
-                log_start_offset: AtomicI64::new(log_start_offset.max(start.offset)),
-            }),
+            shared: Arc::new(Shared::new(segments, log_start_offset.max(start.offset))),
             active,
             places: found.places,
             first_timestamp: found.first_timestamp,
@@ -255,11 +247,11 @@ impl Opening<'_> {
         next: (RaftIndex, i64),
         file_bytes: u64,
         epochs: &mut EpochTable,
-    ) -> Option<(SegmentSummary, Vec<EntryPlace>)> {
+    ) -> Option<Segment> {
         let path = self.directory.join(file_name(base, "ridx"));
-        let bytes = read_whole(&*self.disk, &path).ok()?;
-        let contents = raft_index::decode(&bytes)?;
-        let summary = contents.summary;
+        let file = self.disk.open(&path).ok()?;
+        let head = raft_index::read_head(&*file).ok()??;
+        let summary = head.summary;
         let fits = summary.base_offset == base
             && summary.first_index == next.0
             && base == next.1
@@ -267,10 +259,12 @@ impl Opening<'_> {
         if !fits {
             return None;
         }
-        if !contents.places.is_empty() {
-            epochs.extend(&contents.epochs)?;
+        if head.files.entries > 0 {
+            epochs.extend(&head.epochs)?;
         }
-        Some((summary, contents.places))
+        let segment = self.segment(&summary);
+        segment.set_index_files(Some(head.files));
+        Some(segment)
     }
 
     fn open_sealed(
@@ -287,9 +281,8 @@ impl Opening<'_> {
             .map_err(|error| StorageError::io("open", &path, error))?;
         if base != next.1 {
             self.report.corruption = Some(self.missing_segment(base, next.1));
-        } else if let Some((summary, places)) = self.trusted(base, next, file_bytes, epochs) {
-            let segment = self.segment(&summary);
-            segment.set_places(places);
+        } else if let Some(segment) = self.trusted(base, next, file_bytes, epochs) {
+            segment.seal();
             return Ok(segment);
         }
         let found = self.scan(base, next, file_bytes, epochs)?;
@@ -313,7 +306,13 @@ impl Opening<'_> {
             });
         }
         let segment = found.segment;
-        segment.set_places(found.places);
+        segment.seal();
+        let since = epochs.since(segment.first_index());
+        let is_written = self.report.corruption.is_none()
+            && segment.write_index_files(since, &found.places).is_ok();
+        if !is_written {
+            segment.set_resident_places(found.places);
+        }
         Ok(segment)
     }
 
@@ -356,8 +355,8 @@ impl Opening<'_> {
         let file_bytes = file
             .len()
             .map_err(|error| StorageError::io("open", &path, error))?;
-        if let Some((summary, places)) = self.trusted(base, next, file_bytes, epochs) {
-            let segment = self.segment(&summary);
+        let trusted = self.trusted(base, next, file_bytes, epochs);
+        if let Some((segment, places)) = trusted.and_then(with_places) {
             segment.keep_file(file);
             segment.with_index(|_| ());
             let first_timestamp = first_timestamp(&segment)
@@ -516,6 +515,17 @@ impl Log {
         }
         Ok(())
     }
+}
+
+/// The places of a segment that is to be appended to; `None` if any is not what was written.
+fn with_places(segment: Segment) -> Option<(Segment, Vec<EntryPlace>)> {
+    let count = segment.entry_count();
+    let mut places = Vec::with_capacity(count);
+    while places.len() < count {
+        let (_, block) = segment.places_around(places.len()).ok()??;
+        places.extend(block);
+    }
+    Some((segment, places))
 }
 
 fn empty_summary(base_offset: i64, first_index: RaftIndex) -> SegmentSummary {
