@@ -17,6 +17,8 @@ pub struct GroupConfig {
     pub offsets_retention_ms: i64,
     /// `offsets.retention.check.interval.ms`
     pub offsets_retention_check_interval_ms: i64,
+    /// `offsets.commit.timeout.ms`: how long a reply waits for its records to commit before the client is told to try again.
+    pub commit_timeout_ms: i64,
     /// `offsets.topic.num.partitions`; must never change while the topic lives.
     pub offsets_topic_partitions: i32,
     /// Size of a batch that the coordinator appends; only a single larger record exceeds it. Keep it well below the offsets topic's
@@ -36,6 +38,7 @@ impl Default for GroupConfig {
             offset_metadata_max: 4_096,
             offsets_retention_ms: 7 * 24 * 60 * 60 * 1_000,
             offsets_retention_check_interval_ms: 600_000,
+            commit_timeout_ms: 5_000,
             offsets_topic_partitions: 50,
             append_bytes_max: 512 * 1_024,
             mailbox_requests_max: 1_024,

@@ -7,7 +7,8 @@
 //!
 //! Everything that waits in the mailbox is decided together and becomes one append. Appends are pipelined: the next
 //! requests are decided on the state after writes that have not committed yet, and every reply waits for all writes
-//! decided before it. If an append fails, all held replies get an error and the state is read again from the log.
+//! decided before it. If an append fails, all held replies get an error and the state is read again from the log. If it takes too
+//! long, its replies are errors too, though the records may commit yet, as in Kafka.
 
 use super::batch;
 use super::classic::Token;
@@ -18,7 +19,7 @@ use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesOrdered;
 use kafka_protocol::error::ResponseError;
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
@@ -36,6 +37,7 @@ const NOTHING_APPENDED: i64 = -1;
 const STALLED_READS_MAX: u32 = 50;
 const APPENDS_IN_FLIGHT_MAX: usize = 64;
 const RELOAD_BACKOFF: Duration = Duration::from_millis(200);
+const RELOAD_BACKOFF_MAX: Duration = Duration::from_secs(5);
 const TIMER_SLEEP_MS_MAX: i64 = 60_000;
 
 /// A request and where its answer goes.
@@ -45,8 +47,16 @@ pub struct Envelope {
 }
 
 struct Commit {
+    sequence: u64,
     result: Result<i64, ResponseError>,
     replies: Vec<(Token, Reply)>,
+}
+
+/// Replies that an append holds back, and until when.
+struct HeldReplies {
+    sequence: u64,
+    deadline_ms: i64,
+    tokens: Vec<Token>,
 }
 
 enum Phase {
@@ -76,6 +86,8 @@ pub async fn run(
         next_token: 0,
         in_flight,
         deleted_topics: BTreeSet::new(),
+        appends: 0,
+        held: VecDeque::new(),
     };
     task.run(mailbox).await;
     task.fail_all(ResponseError::NotCoordinator);
@@ -91,6 +103,9 @@ struct PartitionTask {
     in_flight: FuturesOrdered<BoxFuture<'static, Commit>>,
     /// Topics that were deleted while the log was being read; their offsets go as soon as they are known.
     deleted_topics: BTreeSet<String>,
+    /// Appends so far; names them in order.
+    appends: u64,
+    held: VecDeque<HeldReplies>,
 }
 
 impl PartitionTask {
@@ -98,7 +113,7 @@ impl PartitionTask {
         let mut envelopes = Vec::new();
         loop {
             let room = self.in_flight.len() < APPENDS_IN_FLIGHT_MAX;
-            let sleep = self.sleep();
+            let sleep = self.sleep(room);
             let loading = matches!(self.phase, Phase::Loading(_));
             tokio::select! {
                 biased;
@@ -110,16 +125,19 @@ impl PartitionTask {
                     }
                     self.on_requests(envelopes.drain(..));
                 }
-                () = tokio::time::sleep(sleep.unwrap_or_default()), if room && sleep.is_some() => self.on_time(),
+                () = tokio::time::sleep(sleep.unwrap_or_default()), if sleep.is_some() => self.on_time(room),
             }
         }
     }
 
-    fn sleep(&self) -> Option<Duration> {
-        let Phase::Active(coordinator) = &self.phase else {
-            return None;
+    fn sleep(&self, room: bool) -> Option<Duration> {
+        let timer = match &self.phase {
+            Phase::Active(coordinator) if room => Some(coordinator.next_deadline()),
+            _ => None,
         };
-        let wait_ms = coordinator.next_deadline().saturating_sub((self.clock)());
+        let held = self.held.front().map(|held| held.deadline_ms);
+        let at_ms = timer.into_iter().chain(held).min()?;
+        let wait_ms = at_ms.saturating_sub((self.clock)());
         Some(Duration::from_millis(
             wait_ms.clamp(0, TIMER_SLEEP_MS_MAX) as u64
         ))
@@ -181,13 +199,27 @@ impl PartitionTask {
         self.carry_out(combined, now_ms);
     }
 
-    fn on_time(&mut self) {
+    fn on_time(&mut self, room: bool) {
         let now_ms = (self.clock)();
+        self.expire_held(now_ms);
+        if !room {
+            return;
+        }
         let Phase::Active(coordinator) = &mut self.phase else {
             return;
         };
         let decision = coordinator.tick(now_ms);
         self.carry_out(decision, now_ms);
+    }
+
+    fn expire_held(&mut self, now_ms: i64) {
+        while let Some(held) = self.held.pop_front_if(|held| held.deadline_ms <= now_ms) {
+            for token in held.tokens {
+                if let Some(answer) = self.waiting.remove(&token) {
+                    let _ = answer.send(Err(ResponseError::CoordinatorNotAvailable));
+                }
+            }
+        }
     }
 
     fn carry_out(&mut self, decision: Decision, now_ms: i64) {
@@ -204,7 +236,7 @@ impl PartitionTask {
             Err(error) => {
                 tracing::error!(%error, "group coordinator could not encode its records");
                 let refused = Box::pin(std::future::ready(Err(ResponseError::UnknownServerError)));
-                return self.await_commit(refused, replies);
+                return self.await_commit(refused, replies, now_ms);
             }
         };
         // Batches commit in order, so the replies only need to wait for the last.
@@ -212,19 +244,30 @@ impl PartitionTask {
         for (index, batch) in batches.into_iter().enumerate() {
             let earlier = std::mem::replace(&mut last, self.log.append(batch));
             if index > 0 {
-                self.await_commit(earlier, Vec::new());
+                self.await_commit(earlier, Vec::new(), now_ms);
             }
         }
-        self.await_commit(last, replies);
+        self.await_commit(last, replies, now_ms);
     }
 
     fn await_commit(
         &mut self,
         commit: BoxFuture<'static, Result<i64, ResponseError>>,
         replies: Vec<(Token, Reply)>,
+        now_ms: i64,
     ) {
+        self.appends += 1;
+        let sequence = self.appends;
+        if !replies.is_empty() {
+            self.held.push_back(HeldReplies {
+                sequence,
+                deadline_ms: now_ms.saturating_add(self.config.commit_timeout_ms),
+                tokens: replies.iter().map(|(token, _)| *token).collect(),
+            });
+        }
         self.in_flight.push_back(Box::pin(async move {
             Commit {
+                sequence,
                 result: commit.await,
                 replies,
             }
@@ -232,6 +275,8 @@ impl PartitionTask {
     }
 
     fn on_commit(&mut self, commit: Commit) {
+        let is_done = |held: &mut HeldReplies| held.sequence <= commit.sequence;
+        while self.held.pop_front_if(is_done).is_some() {}
         match commit.result {
             Ok(_) if matches!(self.phase, Phase::Active(_)) => self.release(commit.replies),
             // Decided on state that was lost; whoever waited has been told.
@@ -260,6 +305,7 @@ impl PartitionTask {
     }
 
     fn fail_all(&mut self, error: ResponseError) {
+        self.held.clear();
         for (_, answer) in self.waiting.drain() {
             let _ = answer.send(Err(error));
         }
@@ -289,6 +335,7 @@ async fn load(
 ) -> Result<PartitionCoordinator, ResponseError> {
     let mut coordinator = PartitionCoordinator::new(config, clock());
     let (mut offset, mut stalled_reads) = (0, 0);
+    let mut backoff = RELOAD_BACKOFF;
     loop {
         let piece = match log.read_from(offset).await {
             Ok(piece) => piece,
@@ -301,7 +348,8 @@ async fn load(
             }
             Err(error) => {
                 tracing::warn!(?error, "group coordinator reads its partition again");
-                tokio::time::sleep(RELOAD_BACKOFF).await;
+                tokio::time::sleep(backoff).await;
+                backoff = (backoff * 2).min(RELOAD_BACKOFF_MAX);
                 continue;
             }
         };

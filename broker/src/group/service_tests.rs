@@ -591,6 +591,25 @@ async fn a_large_commit_is_appended_in_bounded_batches_and_answered_once() {
     );
 }
 
+#[tokio::test]
+async fn a_commit_that_takes_too_long_is_an_error_but_not_lost() {
+    let log = MemoryLog::open();
+    let config = GroupConfig {
+        offsets_topic_partitions: 1,
+        commit_timeout_ms: 0,
+        ..GroupConfig::default()
+    };
+    let coordinator = GroupCoordinator::new(config, Arc::new(OneTopic), Arc::new(|| 1_000));
+    coordinator.become_leader(0, log.clone());
+    assert_eq!(commit(&coordinator, 5).await, 0);
+    let held = log.appends.clone().acquire_owned().await;
+    let code = commit(&coordinator, 6).await;
+    assert_eq!(code, ResponseError::CoordinatorNotAvailable.code());
+    drop(held);
+    settle().await;
+    assert_eq!(fetch(&coordinator).await, 6);
+}
+
 struct ManyPartitions;
 
 impl TopicLookup for ManyPartitions {
