@@ -1,4 +1,4 @@
-//! OffsetCommit 2-10 (KIP-211, 320, 345, 848; topic ids from 10 on).
+//! OffsetCommit 2-9 (KIP-211, 320, 345, 848). Version 10, with topic ids, is understood but not served yet.
 
 use crate::group::coordinator::RequestInfo;
 use crate::group::service::GroupCoordinator;

@@ -1,4 +1,4 @@
-//! OffsetFetch 1-10 (KIP-320, 447, 709 several groups; topic ids from 10 on).
+//! OffsetFetch 1-9 (KIP-320, 447, 709 several groups). Version 10, with topic ids, is understood but not served yet.
 
 use crate::group::coordinator::RequestInfo;
 use crate::group::service::GroupCoordinator;

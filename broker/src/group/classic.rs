@@ -135,6 +135,8 @@ impl JoinTimer {
 pub struct GroupLimits {
     pub initial_rebalance_delay_ms: i64,
     pub group_size_max: usize,
+    /// What the record of a generation may take.
+    pub record_bytes_max: usize,
 }
 
 /// A classic group.
@@ -582,10 +584,12 @@ impl ClassicGroup {
         }
         self.restart_session(&member_id, now_ms);
 
-        if self.state == GroupState::Stable && self.select_protocol() == self.protocol {
+        let record = self.metadata_record();
+        let goes_on = self.state == GroupState::Stable && self.fits(&record);
+        if goes_on && self.select_protocol() == self.protocol {
             // Nothing changes for the others: store the new id and give it the old assignment, without a rebalance.
             self.subscribed_topics = self.read_subscribed_topics();
-            effects.records.push(self.metadata_record());
+            effects.records.push(record);
             let mut joined = self.joined(&member_id, was_leader && skips);
             joined.skip_assignment = was_leader && skips;
             if was_leader && !skips {
@@ -848,8 +852,17 @@ impl ClassicGroup {
         for member in self.members.values_mut() {
             member.assignment = assignments.remove(&member.member_id).unwrap_or_default();
         }
+        let since_ms = std::mem::replace(&mut self.state_since_ms, now_ms);
+        let record = self.metadata_record();
+        if !self.fits(&record) {
+            // As when Kafka's log refuses the record: the members hear of it, and may join again with less.
+            self.state_since_ms = since_ms;
+            self.fail_syncs(ResponseError::UnknownServerError, now_ms, effects);
+            self.prepare_rebalance(now_ms, effects);
+            return;
+        }
         self.enter(GroupState::Stable, now_ms);
-        effects.records.push(self.metadata_record());
+        effects.records.push(record);
         let ids: Vec<String> = self.members.keys().cloned().collect();
         for member_id in ids {
             let Some(member) = self.members.get_mut(&member_id) else {
@@ -1113,6 +1126,11 @@ impl ClassicGroup {
             group_id: self.group_id.clone(),
             value: Some(self.to_value()),
         }
+    }
+
+    fn fits(&self, record: &CoordinatorRecord) -> bool {
+        let value_bytes = record.encode_value().map_or(0, |value| value.len());
+        value_bytes <= self.limits.record_bytes_max
     }
 
     fn read_subscribed_topics(&self) -> Option<HashSet<String>> {

@@ -17,6 +17,7 @@ impl Bench {
         let limits = GroupLimits {
             initial_rebalance_delay_ms: delay_ms,
             group_size_max: 10,
+            record_bytes_max: 1 << 20,
         };
         Self {
             group: ClassicGroup::new("g", limits, 0),
@@ -444,4 +445,21 @@ fn several_members_leave_at_once_each_with_its_own_answer() {
     let unknown = Err(ResponseError::UnknownMemberId);
     assert_eq!(results, [Ok(()), unknown, unknown]);
     assert_eq!(bench.group.state(), GroupState::Empty);
+}
+
+#[test]
+fn a_generation_too_large_to_be_stored_is_refused_and_the_group_lives_on() {
+    let (mut bench, leader) = Bench::stable(None);
+    bench.group.limits.record_bytes_max = 100;
+    let rejoin = bench.join(Bench::request(&leader.member_id, None, &[0; 200]));
+    assert_eq!(bench.place(rejoin).generation, 2);
+    bench.effects = Effects::default();
+    let sync = bench.sync(&leader.member_id, 2);
+    let refused = Err(ResponseError::UnknownServerError);
+    assert_eq!(bench.effects.syncs, [(sync, refused)]);
+    assert!(bench.effects.records.is_empty());
+    let rejoin = bench.join(Bench::request(&leader.member_id, None, b"m"));
+    let generation = bench.place(rejoin).generation;
+    bench.sync(&leader.member_id, generation);
+    assert_eq!(bench.group.state(), GroupState::Stable);
 }

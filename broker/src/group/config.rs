@@ -11,6 +11,9 @@ pub struct GroupConfig {
     pub initial_rebalance_delay_ms: i64,
     /// `group.max.size`
     pub group_size_max: usize,
+    /// Size of the record that describes a group's generation: every member's metadata and assignment. In Kafka the offsets topic's
+    /// `max.message.bytes` (1 MiB) is the bound.
+    pub group_record_bytes_max: usize,
     /// `offset.metadata.max.bytes` (Kafka counts UTF-16 units)
     pub offset_metadata_max: usize,
     /// `offsets.retention.minutes`
@@ -35,6 +38,7 @@ impl Default for GroupConfig {
             session_timeout_ms_max: 1_800_000,
             initial_rebalance_delay_ms: 3_000,
             group_size_max: i32::MAX as usize,
+            group_record_bytes_max: 8 << 20,
             offset_metadata_max: 4_096,
             offsets_retention_ms: 7 * 24 * 60 * 60 * 1_000,
             offsets_retention_check_interval_ms: 600_000,

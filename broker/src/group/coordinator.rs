@@ -222,6 +222,7 @@ impl PartitionCoordinator {
         GroupLimits {
             initial_rebalance_delay_ms: self.config.initial_rebalance_delay_ms,
             group_size_max: self.config.group_size_max,
+            record_bytes_max: self.config.group_record_bytes_max,
         }
     }
 

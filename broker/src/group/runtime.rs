@@ -213,7 +213,11 @@ impl PartitionTask {
     }
 
     fn expire_held(&mut self, now_ms: i64) {
-        while let Some(held) = self.held.pop_front_if(|held| held.deadline_ms <= now_ms) {
+        let is_late = |held: &HeldReplies| held.deadline_ms <= now_ms;
+        while self.held.front().is_some_and(is_late) {
+            let Some(held) = self.held.pop_front() else {
+                return;
+            };
             for token in held.tokens {
                 if let Some(answer) = self.waiting.remove(&token) {
                     let _ = answer.send(Err(ResponseError::CoordinatorNotAvailable));
@@ -275,8 +279,10 @@ impl PartitionTask {
     }
 
     fn on_commit(&mut self, commit: Commit) {
-        let is_done = |held: &mut HeldReplies| held.sequence <= commit.sequence;
-        while self.held.pop_front_if(is_done).is_some() {}
+        let is_done = |held: &HeldReplies| held.sequence <= commit.sequence;
+        while self.held.front().is_some_and(is_done) {
+            self.held.pop_front();
+        }
         match commit.result {
             Ok(_) if matches!(self.phase, Phase::Active(_)) => self.release(commit.replies),
             // Decided on state that was lost; whoever waited has been told.
