@@ -2,12 +2,17 @@
 //! configuration and the command line.
 
 pub mod api;
+pub mod broker;
 pub mod cli;
 pub mod client;
+pub mod clock;
 pub mod config;
 pub mod controller;
 pub mod group;
+pub mod ids;
 pub mod jobs;
+pub mod offsets_log;
 pub mod replication;
 pub mod server;
 pub mod shard;
+pub mod topics;

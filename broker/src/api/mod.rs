@@ -1,7 +1,241 @@
-//! One file an API: validate, do, answer.
+//! One file an API: validate, do, answer. The table of versions is `streamgauge_protocol::versions`.
 
 pub mod alter_configs;
+pub mod api_versions;
+pub mod configs;
+pub mod create_partitions;
+pub mod create_topics;
+pub mod delete_groups;
+pub mod delete_records;
+pub mod delete_topics;
+pub mod describe_cluster;
 pub mod describe_configs;
+pub mod describe_groups;
+pub mod describe_log_dirs;
+pub mod describe_producers;
+pub mod describe_topic_partitions;
+pub mod fetch;
+pub mod find_coordinator;
+pub mod groups;
+pub mod heartbeat;
+pub mod init_producer_id;
+pub mod join_group;
+pub mod leave_group;
+pub mod list_groups;
+pub mod list_offsets;
+pub mod metadata;
+pub mod offset_commit;
+pub mod offset_delete;
+pub mod offset_fetch;
+pub mod offset_for_leader_epoch;
+pub mod produce;
+pub mod sync_group;
 
 #[cfg(test)]
 mod config_fixture;
+
+use std::pin::Pin;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use streamgauge_protocol::frame::{self, FrameError, RequestHeader};
+use streamgauge_protocol::messages::messages as kafka;
+use streamgauge_protocol::messages::messages::ApiKey;
+use streamgauge_protocol::messages::protocol::{Decodable, Encodable, HeaderVersion};
+use streamgauge_protocol::versions::Api;
+
+use crate::broker::Broker;
+use crate::server::connection::Peer;
+
+/// Why a request ends its connection. Kafka closes it too: what the client sent cannot be answered
+/// in a form that it would understand.
+#[derive(Debug, thiserror::Error)]
+pub enum RequestError {
+    #[error("unreadable request: {0}")]
+    Frame(#[from] FrameError),
+    #[error("API {name} in version {version} is not served")]
+    Unsupported { name: &'static str, version: i16 },
+    #[error("{name} request, version {version}: {source}")]
+    Body {
+        name: &'static str,
+        version: i16,
+        source: FrameError,
+    },
+    #[error("the answer to a {name} request could not be encoded: {reason}")]
+    Encode { name: &'static str, reason: String },
+    #[error("{0}")]
+    FetchTooLong(#[from] streamgauge_protocol::fetch_response::TooLong),
+}
+
+/// An answer as it goes to the socket; no pieces for a request that gets none.
+#[derive(Debug, Default)]
+pub struct Answer {
+    pub pieces: Vec<Bytes>,
+    /// Close the connection afterwards: how a client that wants no answer learns of an error.
+    pub close_after: bool,
+}
+
+pub type RequestFuture = Pin<Box<dyn Future<Output = Result<Answer, RequestError>> + Send>>;
+
+/// A request that has been started.
+pub struct Handling {
+    pub answer: RequestFuture,
+}
+
+/// What a handler knows besides its request.
+#[derive(Clone)]
+pub struct Context {
+    pub broker: Arc<Broker>,
+    pub peer: Peer,
+    pub version: i16,
+    pub correlation_id: i32,
+    pub client_id: Option<String>,
+}
+
+/// Whether a frame holds a produce request: those may follow each other without waiting.
+pub fn is_produce(frame: &Bytes) -> bool {
+    frame::peek_api(frame).is_ok_and(|(api_key, _)| api_key == ApiKey::Produce as i16)
+}
+
+/// Starts a request. A produce request has reached its partitions when this returns.
+pub fn handle(broker: &Arc<Broker>, peer: &Peer, frame: Bytes) -> Result<Handling, RequestError> {
+    let mut body = frame;
+    let (header, api) = frame::take_request_header(&mut body)?;
+    let version = header.api_version;
+    if !api.serves(version) {
+        // A client that is newer than we are asks again with what this answer tells it (KIP-511).
+        if api.key == ApiKey::ApiVersions as i16 {
+            return api_versions::unsupported_version(header.correlation_id).map(Handling::done);
+        }
+        return Err(RequestError::Unsupported {
+            name: api.name,
+            version,
+        });
+    }
+    let request = Request {
+        api,
+        body,
+        context: context(broker, peer, header),
+    };
+    dispatch(request)
+}
+
+fn context(broker: &Arc<Broker>, peer: &Peer, header: RequestHeader) -> Context {
+    Context {
+        broker: Arc::clone(broker),
+        peer: peer.clone(),
+        version: header.api_version,
+        correlation_id: header.correlation_id,
+        client_id: header.client_id.map(|id| id.to_string()),
+    }
+}
+
+/// A request whose body has not been looked at.
+pub struct Request {
+    pub api: &'static Api,
+    pub body: Bytes,
+    pub context: Context,
+}
+
+impl Request {
+    /// Guards and decodes the body.
+    pub fn decode<R: Decodable>(&self) -> Result<R, RequestError> {
+        let version = self.context.version;
+        frame::decode_request(self.api, version, self.body.clone()).map_err(|source| {
+            RequestError::Body {
+                name: self.api.name,
+                version,
+                source,
+            }
+        })
+    }
+
+    /// Decodes, runs the handler and encodes what it answers.
+    fn answer<R, S, H, F>(self, handler: H) -> Result<Handling, RequestError>
+    where
+        R: Decodable,
+        S: Encodable + HeaderVersion,
+        H: FnOnce(Context, R) -> F,
+        F: Future<Output = S> + Send + 'static,
+    {
+        let request = self.decode::<R>()?;
+        let (name, correlation_id) = (self.api.name, self.context.correlation_id);
+        let codec_version = self.api.codec_version(self.context.version);
+        let response = handler(self.context, request);
+        Ok(Handling {
+            answer: Box::pin(async move {
+                encode(name, correlation_id, codec_version, &response.await)
+            }),
+        })
+    }
+}
+
+/// Frames a response.
+pub fn encode<S: Encodable + HeaderVersion>(
+    name: &'static str,
+    correlation_id: i32,
+    version: i16,
+    response: &S,
+) -> Result<Answer, RequestError> {
+    let bytes = frame::encode_response(correlation_id, version, response).map_err(|error| {
+        RequestError::Encode {
+            name,
+            reason: error.to_string(),
+        }
+    })?;
+    Ok(Answer {
+        pieces: vec![bytes],
+        close_after: false,
+    })
+}
+
+impl Handling {
+    fn done(answer: Answer) -> Self {
+        Self {
+            answer: Box::pin(std::future::ready(Ok(answer))),
+        }
+    }
+}
+
+/// One line an API; the keys are those of the version table, which a test holds against this.
+fn dispatch(request: Request) -> Result<Handling, RequestError> {
+    let unsupported = RequestError::Unsupported {
+        name: request.api.name,
+        version: request.context.version,
+    };
+    let Ok(key) = ApiKey::try_from(request.api.key) else {
+        return Err(unsupported);
+    };
+    match key {
+        ApiKey::Produce => produce::handle(request),
+        ApiKey::Fetch => fetch::handle(request),
+        ApiKey::ListOffsets => request.answer(list_offsets::handle),
+        ApiKey::Metadata => request.answer(metadata::handle),
+        ApiKey::OffsetCommit => request.answer(groups::offset_commit),
+        ApiKey::OffsetFetch => request.answer(groups::offset_fetch),
+        ApiKey::FindCoordinator => request.answer(groups::find_coordinator),
+        ApiKey::JoinGroup => request.answer(groups::join_group),
+        ApiKey::Heartbeat => request.answer(groups::heartbeat),
+        ApiKey::LeaveGroup => request.answer(groups::leave_group),
+        ApiKey::SyncGroup => request.answer(groups::sync_group),
+        ApiKey::DescribeGroups => request.answer(groups::describe_groups),
+        ApiKey::ListGroups => request.answer(groups::list_groups),
+        ApiKey::DeleteGroups => request.answer(groups::delete_groups),
+        ApiKey::OffsetDelete => request.answer(groups::offset_delete),
+        ApiKey::ApiVersions => request.answer(api_versions::handle),
+        ApiKey::CreateTopics => request.answer(create_topics::handle),
+        ApiKey::DeleteTopics => request.answer(delete_topics::handle),
+        ApiKey::DeleteRecords => request.answer(delete_records::handle),
+        ApiKey::CreatePartitions => request.answer(create_partitions::handle),
+        ApiKey::InitProducerId => request.answer(init_producer_id::handle),
+        ApiKey::OffsetForLeaderEpoch => request.answer(offset_for_leader_epoch::handle),
+        ApiKey::DescribeConfigs => request.answer(configs::describe),
+        ApiKey::AlterConfigs => request.answer(configs::alter),
+        ApiKey::IncrementalAlterConfigs => request.answer(configs::incremental_alter),
+        ApiKey::DescribeCluster => request.answer(describe_cluster::handle),
+        ApiKey::DescribeTopicPartitions => request.answer(describe_topic_partitions::handle),
+        ApiKey::DescribeLogDirs => request.answer(describe_log_dirs::handle),
+        ApiKey::DescribeProducers => request.answer(describe_producers::handle),
+        _ => Err(unsupported),
+    }
+}

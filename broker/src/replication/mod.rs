@@ -1,1 +1,14 @@
 //! A partition as a Raft group over its log.
+//!
+//! [`group::RaftGroup`] drives crate `raft` without doing I/O of its own beyond page-cache writes
+//! through the log; [`log_storage::LogStorage`] shows the log to it. Nothing here knows of Kafka's
+//! requests, of threads or of clocks.
+
+pub mod group;
+pub mod log_storage;
+mod raft_logger;
+
+/// The Raft id of a broker. Raft reserves 0, which is a legal broker id.
+pub fn raft_id(broker_id: i32) -> u64 {
+    u64::try_from(broker_id).unwrap_or(0) + 1
+}

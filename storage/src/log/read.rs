@@ -35,6 +35,21 @@ pub struct ReadSlices {
     pub limited: bool,
 }
 
+impl ReadSlices {
+    /// Touches every page, so that a later write to a socket does not wait for the disk. For
+    /// threads that may block.
+    pub fn populate(&self) {
+        const PAGE_BYTES: usize = 4096;
+        let touched = self
+            .slices
+            .iter()
+            .flat_map(|slice| slice.iter().step_by(PAGE_BYTES))
+            .fold(0u8, |sum, byte| sum ^ byte);
+        // The sum is of no use, but without one the compiler may leave out the reads.
+        std::hint::black_box(touched);
+    }
+}
+
 /// Why a read failed.
 #[derive(Debug, thiserror::Error)]
 pub enum ReadError {

@@ -1,0 +1,46 @@
+//! DescribeCluster, versions 0 to 2 (KIP-700, KIP-919).
+
+use streamgauge_protocol::error::ErrorCode;
+use streamgauge_protocol::messages::protocol::StrBytes;
+
+use super::Context;
+use super::kafka::describe_cluster_response::DescribeClusterBroker;
+use super::kafka::{BrokerId, DescribeClusterRequest, DescribeClusterResponse};
+use super::metadata::{CLUSTER_OPERATIONS, OPERATIONS_NOT_ASKED};
+
+/// Brokers, not controllers, are asked for.
+const ENDPOINT_TYPE_BROKERS: i8 = 1;
+
+pub async fn handle(context: Context, request: DescribeClusterRequest) -> DescribeClusterResponse {
+    let broker = &context.broker;
+    if context.version >= 1 && request.endpoint_type != ENDPOINT_TYPE_BROKERS {
+        let code = match request.endpoint_type {
+            2 => ErrorCode::MismatchedEndpointType,
+            _ => ErrorCode::UnsupportedEndpointType,
+        };
+        return DescribeClusterResponse::default()
+            .with_error_code(code.code())
+            .with_error_message(Some(StrBytes::from_static_str(
+                "this listener is that of a broker",
+            )));
+    }
+    let cluster_id = broker
+        .controller
+        .read(|image| image.cluster_id().to_owned());
+    let operations = match request.include_cluster_authorized_operations {
+        true => CLUSTER_OPERATIONS,
+        false => OPERATIONS_NOT_ASKED,
+    };
+    DescribeClusterResponse::default()
+        .with_endpoint_type(ENDPOINT_TYPE_BROKERS)
+        .with_cluster_id(StrBytes::from_string(cluster_id))
+        .with_controller_id(BrokerId(broker.id()))
+        .with_brokers(vec![
+            DescribeClusterBroker::default()
+                .with_broker_id(BrokerId(broker.id()))
+                .with_host(StrBytes::from_string(broker.endpoint.host.clone()))
+                .with_port(i32::from(broker.endpoint.port))
+                .with_rack(broker.config.broker_rack.clone().map(StrBytes::from_string)),
+        ])
+        .with_cluster_authorized_operations(operations)
+}

@@ -1,0 +1,413 @@
+//! Fetch, versions 4 to 18.
+//!
+//! Partitions are read in the order of the request up to its limits, the first batch whole
+//! whatever its size. A request with too little to send waits for commits, for at most its
+//! `max_wait_ms`; an error in any partition ends the wait. Records go from the log's mapping to
+//! the socket without a copy; what may not be in memory is first brought in on a thread that may
+//! block. Sessions: [`session`] (KIP-227). Leader hints: KIP-951. Brokers replicate with Raft, so
+//! a request that gives a replica id is told that nobody leads here.
+
+pub mod session;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use streamgauge_protocol::error::ErrorCode;
+use streamgauge_protocol::fetch_response::{
+    CurrentLeader, FetchPartition, FetchResponse, FetchTopic, NodeEndpoint,
+};
+use streamgauge_protocol::messages::protocol::StrBytes;
+use streamgauge_storage::log::{ReadError, ReadSlices};
+use tokio::time::Instant;
+use uuid::Uuid;
+
+use super::kafka::FetchRequest;
+use super::{Answer, Context, Handling, Request, RequestError};
+use crate::clock;
+use crate::shard::handle::PartitionHandle;
+use crate::shard::view::PartitionView;
+use crate::topics::TopicHandle;
+use session::{NO_SESSION, PartitionKey, Plan, SessionRequest, Told, TopicKey, Wanted};
+
+const SESSION_VERSION: i16 = 7;
+const TOPIC_ID_VERSION: i16 = 13;
+const LEADER_HINT_VERSION: i16 = 12;
+const REPLICA_STATE_VERSION: i16 = 15;
+const NODE_ENDPOINT_VERSION: i16 = 16;
+const READ_COMMITTED: i8 = 1;
+
+pub fn handle(request: Request) -> Result<Handling, RequestError> {
+    let fetch: FetchRequest = request.decode()?;
+    let context = request.context;
+    Ok(Handling {
+        answer: Box::pin(async move {
+            let response = answer(&context, fetch).await;
+            Ok(Answer {
+                pieces: response.encode(context.correlation_id, context.version)?,
+                close_after: false,
+            })
+        }),
+    })
+}
+
+/// The limits of one request.
+struct Limits {
+    min_bytes: usize,
+    max_bytes: usize,
+    read_committed: bool,
+    from_replica: bool,
+    deadline: Instant,
+}
+
+/// One partition's part of the answer.
+struct Part {
+    key: PartitionKey,
+    answer: FetchPartition,
+    /// The partition's own limit stopped it: waiting would not bring more.
+    limited: bool,
+}
+
+impl Part {
+    fn bytes(&self) -> usize {
+        self.answer.records.iter().map(bytes::Bytes::len).sum()
+    }
+
+    fn failed(&self) -> bool {
+        self.answer.error_code != 0
+    }
+}
+
+type Topics = HashMap<TopicKey, Option<Arc<TopicHandle>>>;
+
+async fn answer(context: &Context, request: FetchRequest) -> FetchResponse {
+    let broker = &context.broker;
+    let limits = limits(context, &request);
+    let planned = broker
+        .fetch_sessions
+        .plan(session_request(context, request), clock::now_ms());
+    let plan = match planned {
+        Ok(plan) => plan,
+        Err(code) => {
+            return FetchResponse {
+                error_code: code.code(),
+                ..FetchResponse::default()
+            };
+        }
+    };
+    let mut topics = Topics::new();
+    for ((topic, _), _) in &plan.partitions {
+        if !topics.contains_key(topic) {
+            let found = match topic {
+                TopicKey::Name(name) => broker.topics.by_name(name),
+                TopicKey::Id(id) => broker.topics.by_id(*id),
+            };
+            topics.insert(topic.clone(), found);
+        }
+    }
+    let parts = read_until_enough(context, &plan, &topics, &limits).await;
+    respond(context, &plan, &topics, parts)
+}
+
+fn limits(context: &Context, request: &FetchRequest) -> Limits {
+    let max_wait = Duration::from_millis(u64::try_from(request.max_wait_ms).unwrap_or(0));
+    let max_bytes = request.max_bytes.min(context.broker.config.fetch_max_bytes);
+    let replica_id = match context.version >= REPLICA_STATE_VERSION {
+        true => request.replica_state.replica_id,
+        false => request.replica_id,
+    };
+    Limits {
+        min_bytes: usize::try_from(request.min_bytes).unwrap_or(0),
+        max_bytes: usize::try_from(max_bytes).unwrap_or(0),
+        read_committed: request.isolation_level == READ_COMMITTED,
+        from_replica: replica_id.0 >= 0,
+        deadline: Instant::now() + max_wait,
+    }
+}
+
+fn session_request(context: &Context, request: FetchRequest) -> SessionRequest {
+    let uses_ids = context.version >= TOPIC_ID_VERSION;
+    let topic_key = |name: &str, id: Uuid| match uses_ids {
+        true => TopicKey::Id(id),
+        false => TopicKey::Name(name.to_owned()),
+    };
+    let mut partitions = Vec::new();
+    for topic in request.topics {
+        let key = topic_key(&topic.topic, topic.topic_id);
+        partitions.extend(topic.partitions.into_iter().map(|partition| {
+            let wanted = Wanted {
+                current_leader_epoch: partition.current_leader_epoch,
+                fetch_offset: partition.fetch_offset,
+                partition_max_bytes: partition.partition_max_bytes,
+            };
+            ((key.clone(), partition.partition), wanted)
+        }));
+    }
+    let mut forgotten = Vec::new();
+    for topic in request.forgotten_topics_data {
+        let key = topic_key(&topic.topic, topic.topic_id);
+        let indexes = topic.partitions.into_iter();
+        forgotten.extend(indexes.map(|index| (key.clone(), index)));
+    }
+    let (session_id, epoch) = match context.version >= SESSION_VERSION {
+        true => (request.session_id, request.session_epoch),
+        false => (NO_SESSION, session::FINAL_EPOCH),
+    };
+    SessionRequest {
+        session_id,
+        epoch,
+        partitions,
+        forgotten,
+        uses_ids,
+    }
+}
+
+async fn read_until_enough(
+    context: &Context,
+    plan: &Plan,
+    topics: &Topics,
+    limits: &Limits,
+) -> Vec<Part> {
+    let changed = &context.peer.changed;
+    loop {
+        // Registered before looking, so that a commit in between is not missed.
+        for (key, _) in &plan.partitions {
+            if let Some(partition) = find(topics, key) {
+                partition.view().wake(changed);
+            }
+        }
+        let parts = read_all(context, plan, topics, limits).await;
+        let bytes: usize = parts.iter().map(Part::bytes).sum();
+        let done = bytes >= limits.min_bytes
+            || parts.iter().any(|part| part.failed() || part.limited)
+            || parts.is_empty()
+            || Instant::now() >= limits.deadline;
+        if done {
+            return parts;
+        }
+        tokio::select! {
+            () = changed.notified() => {}
+            () = tokio::time::sleep_until(limits.deadline) => {}
+            () = context.broker.stopping() => return parts,
+        }
+    }
+}
+
+fn find(topics: &Topics, (topic, index): &PartitionKey) -> Option<PartitionHandle> {
+    topics.get(topic)?.as_ref()?.partition(*index)
+}
+
+async fn read_all(context: &Context, plan: &Plan, topics: &Topics, limits: &Limits) -> Vec<Part> {
+    let mut parts = Vec::with_capacity(plan.partitions.len());
+    let mut bytes_left = limits.max_bytes;
+    let mut any = false;
+    for (key, wanted) in &plan.partitions {
+        let part = read_part(context, topics, key, wanted, limits, bytes_left, !any).await;
+        let bytes = part.bytes();
+        any |= bytes > 0;
+        bytes_left = bytes_left.saturating_sub(bytes);
+        parts.push(part);
+    }
+    parts
+}
+
+fn failed_part(index: i32, code: ErrorCode) -> FetchPartition {
+    FetchPartition {
+        partition_index: index,
+        error_code: code.code(),
+        ..FetchPartition::default()
+    }
+}
+
+async fn read_part(
+    context: &Context,
+    topics: &Topics,
+    key: &PartitionKey,
+    wanted: &Wanted,
+    limits: &Limits,
+    bytes_left: usize,
+    at_least_one: bool,
+) -> Part {
+    let failed = |answer| Part {
+        key: key.clone(),
+        answer,
+        limited: false,
+    };
+    let partition = match partition(topics, key) {
+        Ok(partition) => partition,
+        Err(code) => return failed(failed_part(key.1, code)),
+    };
+    let view = partition.view();
+    let led = match limits.from_replica {
+        true => Err(ErrorCode::NotLeaderOrFollower),
+        false => check_leader(view, wanted.current_leader_epoch),
+    };
+    if let Err(code) = led {
+        let mut answer = failed_part(key.1, code);
+        if context.version >= LEADER_HINT_VERSION && view.is_serving() {
+            answer.current_leader = Some(CurrentLeader {
+                leader_id: context.broker.id(),
+                leader_epoch: view.leader_epoch(),
+            });
+        }
+        return failed(answer);
+    }
+    let partition_max = usize::try_from(wanted.partition_max_bytes).unwrap_or(0);
+    let (high_watermark, last_stable_offset) = (view.high_watermark(), view.last_stable_offset());
+    let offset_limit = match limits.read_committed {
+        true => last_stable_offset,
+        false => high_watermark,
+    };
+    let bytes_max = partition_max.min(bytes_left);
+    let read = read(
+        view,
+        wanted.fetch_offset,
+        bytes_max,
+        offset_limit,
+        at_least_one,
+    )
+    .await;
+    let mut limited = false;
+    let answer = match read {
+        Ok(read) => {
+            limited = read.limited && partition_max <= bytes_left;
+            FetchPartition {
+                partition_index: key.1,
+                high_watermark,
+                last_stable_offset,
+                log_start_offset: view.log_start_offset(),
+                aborted_transactions: limits.read_committed.then(Vec::new),
+                records: read.slices,
+                ..FetchPartition::default()
+            }
+        }
+        Err(ReadError::OffsetOutOfRange { .. }) => failed_part(key.1, ErrorCode::OffsetOutOfRange),
+        Err(ReadError::Io(error)) => {
+            tracing::error!(?key, %error, "partition cannot be read");
+            failed_part(key.1, ErrorCode::KafkaStorageError)
+        }
+    };
+    Part {
+        key: key.clone(),
+        answer,
+        limited,
+    }
+}
+
+fn partition(topics: &Topics, key: &PartitionKey) -> Result<PartitionHandle, ErrorCode> {
+    let (topic, index) = key;
+    let Some(found) = topics.get(topic).and_then(Option::as_ref) else {
+        return Err(match topic {
+            TopicKey::Id(_) => ErrorCode::UnknownTopicId,
+            TopicKey::Name(_) => ErrorCode::UnknownTopicOrPartition,
+        });
+    };
+    found.open_partition(*index)
+}
+
+/// Reads on this thread what is in memory, and elsewhere what may have to come from the disk.
+pub async fn read(
+    view: &PartitionView,
+    offset: i64,
+    bytes_max: usize,
+    offset_limit: i64,
+    at_least_one: bool,
+) -> Result<ReadSlices, ReadError> {
+    let reader = view.reader();
+    if !reader.is_cold(offset) {
+        return reader.read(offset, bytes_max, offset_limit, at_least_one);
+    }
+    let reader = reader.clone();
+    let blocking = tokio::task::spawn_blocking(move || {
+        let read = reader.read(offset, bytes_max, offset_limit, at_least_one)?;
+        read.populate();
+        Ok(read)
+    });
+    match blocking.await {
+        Ok(read) => read,
+        Err(error) => Err(ReadError::Io(std::io::Error::other(error))),
+    }
+}
+
+/// Whether this broker may answer for the partition, at the epoch that the client knows (KIP-320).
+pub fn check_leader(view: &PartitionView, current_leader_epoch: i32) -> Result<(), ErrorCode> {
+    if view.is_deleted() {
+        return Err(ErrorCode::UnknownTopicOrPartition);
+    }
+    if current_leader_epoch >= 0 {
+        let known = view.leader_epoch();
+        if current_leader_epoch < known {
+            return Err(ErrorCode::FencedLeaderEpoch);
+        }
+        if current_leader_epoch > known {
+            return Err(ErrorCode::UnknownLeaderEpoch);
+        }
+    }
+    if !view.is_serving() {
+        return Err(ErrorCode::NotLeaderOrFollower);
+    }
+    Ok(())
+}
+
+fn respond(context: &Context, plan: &Plan, topics: &Topics, parts: Vec<Part>) -> FetchResponse {
+    let told: Vec<_> = parts
+        .iter()
+        .map(|part| {
+            let told = Told {
+                high_watermark: part.answer.high_watermark,
+                log_start_offset: part.answer.log_start_offset,
+            };
+            let is_news = part.failed() || part.bytes() > 0;
+            (part.key.clone(), told, is_news)
+        })
+        .collect();
+    let news = match plan.session_id {
+        NO_SESSION => vec![true; parts.len()],
+        session_id => context.broker.fetch_sessions.told(session_id, &told),
+    };
+    let mut answered: Vec<FetchTopic> = Vec::new();
+    let mut hinted = false;
+    for (part, is_news) in parts.into_iter().zip(news) {
+        if plan.incremental && !is_news {
+            continue;
+        }
+        hinted |= part.answer.current_leader.is_some();
+        let (name, topic_id) = match &part.key.0 {
+            TopicKey::Name(name) => (name.clone(), Uuid::nil()),
+            TopicKey::Id(id) => {
+                let known = topics.get(&part.key.0).and_then(Option::as_ref);
+                (
+                    known.map_or_else(String::new, |topic| topic.name.to_string()),
+                    *id,
+                )
+            }
+        };
+        match answered.last_mut() {
+            Some(last) if last.name.as_str() == name && last.topic_id == topic_id => {
+                last.partitions.push(part.answer);
+            }
+            _ => answered.push(FetchTopic {
+                name: StrBytes::from_string(name),
+                topic_id,
+                partitions: vec![part.answer],
+            }),
+        }
+    }
+    let broker = &context.broker;
+    let node_endpoints = match hinted && context.version >= NODE_ENDPOINT_VERSION {
+        true => vec![NodeEndpoint {
+            node_id: broker.id(),
+            host: StrBytes::from_string(broker.endpoint.host.clone()),
+            port: i32::from(broker.endpoint.port),
+            rack: broker.config.broker_rack.clone().map(StrBytes::from_string),
+        }],
+        false => Vec::new(),
+    };
+    FetchResponse {
+        throttle_time_ms: 0,
+        error_code: 0,
+        session_id: plan.session_id,
+        topics: answered,
+        node_endpoints,
+    }
+}

@@ -1,0 +1,322 @@
+//! Produce, versions 3 to 13.
+//!
+//! Each partition's part holds exactly one batch of format 2. It is checked here, on the
+//! connection's task, and stamped and appended by its shard; the order of requests is the order in
+//! the log. `acks=0` gets no answer, and an error then closes the connection, so that the client
+//! looks up its leaders again. Leader hints (KIP-951) come with NOT_LEADER_OR_FOLLOWER from
+//! version 10 on; topics are named by id from version 13 on.
+
+use std::sync::Arc;
+
+use streamgauge_protocol::batch::validate::{ValidationError, ValidationRules, validate};
+use streamgauge_protocol::batch::{BatchHeader, TimestampType as BatchTimestampType};
+use streamgauge_protocol::compression::Compression;
+use streamgauge_protocol::error::ErrorCode;
+use streamgauge_protocol::messages::protocol::StrBytes;
+
+use super::kafka::produce_request::{PartitionProduceData, ProduceRequest};
+use super::kafka::produce_response::{
+    BatchIndexAndErrorMessage, LeaderIdAndEpoch, NodeEndpoint, PartitionProduceResponse,
+    ProduceResponse, TopicProduceResponse,
+};
+use super::kafka::{BrokerId, TopicName};
+use super::{Answer, Context, Handling, Request, RequestError, encode};
+use crate::clock;
+use crate::config::{CompressionType, TimestampType, TopicConfig};
+use crate::shard::event::{Acks, AppendError, Appended};
+use crate::shard::handle::PendingAppend;
+use crate::topics::TopicHandle;
+
+/// First version that names topics by id.
+const TOPIC_ID_VERSION: i16 = 13;
+/// First version whose errors may come with the leader to go to.
+const LEADER_HINT_VERSION: i16 = 10;
+
+/// What became of one partition's part so far.
+enum Part {
+    Pending(PendingAppend),
+    Failed(Failure),
+}
+
+struct Failure {
+    code: ErrorCode,
+    message: Option<String>,
+    records: Vec<(i32, String)>,
+}
+
+impl Failure {
+    fn new(code: ErrorCode) -> Self {
+        Self {
+            code,
+            message: None,
+            records: Vec::new(),
+        }
+    }
+
+    fn saying(code: ErrorCode, message: impl Into<String>) -> Self {
+        Self {
+            message: Some(message.into()),
+            ..Self::new(code)
+        }
+    }
+}
+
+/// Sends every part to its partition before it returns; the answer waits for their commits.
+pub fn handle(request: Request) -> Result<Handling, RequestError> {
+    let produce: ProduceRequest = request.decode()?;
+    let (name, codec_version) = (
+        request.api.name,
+        request.api.codec_version(request.context.version),
+    );
+    let context = request.context;
+    let acks = produce.acks;
+    let topics = send(&context, produce);
+    Ok(Handling {
+        answer: Box::pin(async move {
+            let response = collect(&context, topics).await;
+            if acks == 0 {
+                let failed = response
+                    .responses
+                    .iter()
+                    .flat_map(|topic| &topic.partition_responses)
+                    .any(|partition| partition.error_code != 0);
+                return Ok(Answer {
+                    pieces: Vec::new(),
+                    close_after: failed,
+                });
+            }
+            encode(name, context.correlation_id, codec_version, &response)
+        }),
+    })
+}
+
+struct SentTopic {
+    name: TopicName,
+    topic_id: uuid::Uuid,
+    partitions: Vec<(i32, Part)>,
+}
+
+fn send(context: &Context, request: ProduceRequest) -> Vec<SentTopic> {
+    let acks = match request.acks {
+        0 => Some(Acks::None),
+        1 => Some(Acks::Leader),
+        -1 => Some(Acks::All),
+        _ => None,
+    };
+    let transactional = request.transactional_id.is_some();
+    let now_ms = clock::now_ms();
+    request
+        .topic_data
+        .into_iter()
+        .map(|data| {
+            let by_id = context.version >= TOPIC_ID_VERSION;
+            let topic = match by_id {
+                true => context.broker.topics.by_id(data.topic_id),
+                false => context.broker.topics.by_name(&data.name),
+            };
+            let partitions = data
+                .partition_data
+                .into_iter()
+                .map(|partition| {
+                    let index = partition.index;
+                    let part = match (&topic, acks) {
+                        _ if transactional => Part::Failed(Failure::saying(
+                            ErrorCode::InvalidTxnState,
+                            "this broker has no transactions yet",
+                        )),
+                        (_, None) => Part::Failed(Failure::new(ErrorCode::InvalidRequiredAcks)),
+                        (None, _) if by_id => Part::Failed(Failure::new(ErrorCode::UnknownTopicId)),
+                        (None, _) => Part::Failed(Failure::new(ErrorCode::UnknownTopicOrPartition)),
+                        (Some(topic), Some(acks)) => {
+                            send_part(context, topic, partition, acks, now_ms)
+                                .map_or_else(Part::Failed, Part::Pending)
+                        }
+                    };
+                    (index, part)
+                })
+                .collect();
+            SentTopic {
+                name: data.name,
+                topic_id: data.topic_id,
+                partitions,
+            }
+        })
+        .collect()
+}
+
+fn send_part(
+    context: &Context,
+    topic: &Arc<TopicHandle>,
+    data: PartitionProduceData,
+    acks: Acks,
+    now_ms: i64,
+) -> Result<PendingAppend, Failure> {
+    if topic.is_internal() {
+        return Err(Failure::saying(
+            ErrorCode::InvalidTopicException,
+            format!("Cannot append to internal topic {}", topic.name),
+        ));
+    }
+    let partition = topic.open_partition(data.index).map_err(Failure::new)?;
+    let batch = data.records.filter(|records| !records.is_empty());
+    let batch = batch.ok_or_else(|| {
+        Failure::saying(
+            ErrorCode::InvalidRecord,
+            "a produce request must hold exactly one record batch for each partition",
+        )
+    })?;
+    let config = topic.config();
+    let header = BatchHeader::parse(&batch)
+        .map_err(|error| Failure::saying(ErrorCode::CorruptMessage, error.to_string()))?;
+    if header.size_in_bytes() < batch.len() {
+        return Err(Failure::saying(
+            ErrorCode::InvalidRecord,
+            "a produce request must hold exactly one record batch for each partition",
+        ));
+    }
+    let rules = rules(&config, context.version);
+    let validated = validate(batch, &rules, now_ms).map_err(refused)?;
+    Ok(partition.append(validated.batch, acks))
+}
+
+fn rules(config: &TopicConfig, produce_version: i16) -> ValidationRules {
+    ValidationRules {
+        batch_bytes_max: usize::try_from(config.max_message_bytes).unwrap_or(0),
+        compression: match config.compression_type {
+            CompressionType::Producer => None,
+            CompressionType::Uncompressed => Some(Compression::None),
+            CompressionType::Gzip => Some(Compression::Gzip),
+            CompressionType::Snappy => Some(Compression::Snappy),
+            CompressionType::Lz4 => Some(Compression::Lz4),
+            CompressionType::Zstd => Some(Compression::Zstd),
+        },
+        timestamp_type: match config.message_timestamp_type {
+            TimestampType::CreateTime => BatchTimestampType::CreateTime,
+            TimestampType::LogAppendTime => BatchTimestampType::LogAppendTime,
+        },
+        timestamp_before_max_ms: config.message_timestamp_before_max_ms,
+        timestamp_after_max_ms: config.message_timestamp_after_max_ms,
+        compacted: config.cleanup_policy.compact,
+        produce_version,
+    }
+}
+
+fn refused(error: ValidationError) -> Failure {
+    Failure {
+        code: error.code(),
+        message: Some(error.to_string()),
+        records: error
+            .record_errors()
+            .map(|records| {
+                records
+                    .iter()
+                    .map(|(index, message)| (*index, message.clone()))
+                    .collect()
+            })
+            .unwrap_or_default(),
+    }
+}
+
+async fn collect(context: &Context, topics: Vec<SentTopic>) -> ProduceResponse {
+    let mut responses = Vec::with_capacity(topics.len());
+    let mut misdirected = false;
+    for topic in topics {
+        let mut partitions = Vec::with_capacity(topic.partitions.len());
+        for (index, part) in topic.partitions {
+            let outcome = match part {
+                Part::Failed(failure) => Err(failure),
+                Part::Pending(pending) => pending.answer().await.map_err(append_failure),
+            };
+            let answer = PartitionProduceResponse::default().with_index(index);
+            partitions.push(match outcome {
+                Ok(appended) => succeeded(answer, &appended),
+                Err(failure) => {
+                    misdirected |= failure.code == ErrorCode::NotLeaderOrFollower;
+                    failed(answer, failure)
+                }
+            });
+        }
+        responses.push(
+            TopicProduceResponse::default()
+                .with_name(topic.name)
+                .with_topic_id(topic.topic_id)
+                .with_partition_responses(partitions),
+        );
+    }
+    let mut response = ProduceResponse::default().with_responses(responses);
+    if misdirected && context.version >= LEADER_HINT_VERSION {
+        hint_leaders(context, &mut response);
+    }
+    response
+}
+
+/// Tells where the leaders are of partitions that this request was wrong about.
+fn hint_leaders(context: &Context, response: &mut ProduceResponse) {
+    let broker = &context.broker;
+    for topic in &mut response.responses {
+        let handle = match context.version >= TOPIC_ID_VERSION {
+            true => broker.topics.by_id(topic.topic_id),
+            false => broker.topics.by_name(&topic.name),
+        };
+        for partition in &mut topic.partition_responses {
+            let known = handle
+                .as_ref()
+                .and_then(|handle| handle.partition(partition.index));
+            if partition.error_code == ErrorCode::NotLeaderOrFollower.code()
+                && let Some(known) = known
+                && known.view().is_serving()
+            {
+                partition.current_leader = LeaderIdAndEpoch::default()
+                    .with_leader_id(BrokerId(broker.id()))
+                    .with_leader_epoch(known.view().leader_epoch());
+            }
+        }
+    }
+    response.node_endpoints = vec![
+        NodeEndpoint::default()
+            .with_node_id(BrokerId(broker.id()))
+            .with_host(StrBytes::from_string(broker.endpoint.host.clone()))
+            .with_port(i32::from(broker.endpoint.port))
+            .with_rack(broker.config.broker_rack.clone().map(StrBytes::from_string)),
+    ];
+}
+
+fn succeeded(answer: PartitionProduceResponse, appended: &Appended) -> PartitionProduceResponse {
+    answer
+        .with_base_offset(appended.base_offset)
+        .with_log_append_time_ms(appended.log_append_time_ms)
+        .with_log_start_offset(appended.log_start_offset)
+}
+
+fn failed(answer: PartitionProduceResponse, failure: Failure) -> PartitionProduceResponse {
+    let records = failure
+        .records
+        .into_iter()
+        .map(|(index, message)| {
+            BatchIndexAndErrorMessage::default()
+                .with_batch_index(index)
+                .with_batch_index_error_message(Some(StrBytes::from_string(message)))
+        })
+        .collect();
+    answer
+        .with_error_code(failure.code.code())
+        .with_base_offset(-1)
+        .with_log_append_time_ms(-1)
+        .with_log_start_offset(-1)
+        .with_record_errors(records)
+        .with_error_message(failure.message.map(StrBytes::from_string))
+}
+
+/// The code for an append that failed. Never UNKNOWN_SERVER_ERROR, on which Java producers lose
+/// their sequence (KAFKA-14034).
+fn append_failure(error: AppendError) -> Failure {
+    let code = match &error {
+        AppendError::NotLeader => ErrorCode::NotLeaderOrFollower,
+        AppendError::UnknownPartition => ErrorCode::UnknownTopicOrPartition,
+        AppendError::OutOfOrderSequence(_) => ErrorCode::OutOfOrderSequenceNumber,
+        AppendError::InvalidProducerEpoch(_) => ErrorCode::InvalidProducerEpoch,
+        AppendError::InvalidRecord(_) => ErrorCode::InvalidRecord,
+        AppendError::Storage(_) => ErrorCode::KafkaStorageError,
+    };
+    Failure::saying(code, error.to_string())
+}

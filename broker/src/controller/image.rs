@@ -1,0 +1,197 @@
+//! What the metadata log says: the topics, configs and ids of the cluster at one offset.
+//!
+//! The only way to change it is [`Image::apply`], on a live broker and after a restart alike.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use uuid::Uuid;
+
+use super::record::MetadataRecord;
+use crate::config::{ConfigImage, ConfigMap};
+
+/// A topic as the metadata log declares it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Topic {
+    pub name: String,
+    pub topic_id: Uuid,
+    /// The replicas (broker ids) of each partition; the index is the partition's number.
+    pub partitions: Vec<Vec<i32>>,
+    /// The configs set on this topic; what is absent follows the broker's default.
+    pub configs: BTreeMap<String, String>,
+    /// The producer id of the merge stage, if the topic is derived.
+    pub aggregation_producer_id: Option<i64>,
+}
+
+/// The state that the metadata log makes.
+#[derive(Debug, Clone, Default)]
+pub struct Image {
+    cluster_id: String,
+    topics: BTreeMap<String, Arc<Topic>>,
+    names: HashMap<Uuid, String>,
+    broker_configs: BTreeMap<Option<i32>, BTreeMap<String, String>>,
+    next_producer_id: i64,
+}
+
+impl Image {
+    /// Applies one committed record. A record about a topic that is no longer there changes nothing.
+    pub fn apply(&mut self, record: MetadataRecord) {
+        match record {
+            MetadataRecord::Cluster { cluster_id } => self.cluster_id = cluster_id,
+            MetadataRecord::Topic {
+                name,
+                topic_id,
+                partitions,
+                configs,
+            } => {
+                self.names.insert(topic_id, name.clone());
+                let topic = Topic {
+                    name: name.clone(),
+                    topic_id,
+                    partitions,
+                    configs,
+                    aggregation_producer_id: None,
+                };
+                self.topics.insert(name, Arc::new(topic));
+            }
+            MetadataRecord::PartitionsAdded {
+                topic_id,
+                partitions,
+            } => {
+                if let Some(topic) = self.topic_mut(topic_id) {
+                    topic.partitions.extend(partitions);
+                }
+            }
+            MetadataRecord::TopicRemoved { topic_id } => {
+                if let Some(name) = self.names.remove(&topic_id) {
+                    self.topics.remove(&name);
+                }
+            }
+            MetadataRecord::TopicConfigs { topic_id, configs } => {
+                if let Some(topic) = self.topic_mut(topic_id) {
+                    topic.configs = configs;
+                }
+            }
+            MetadataRecord::BrokerConfigs { broker_id, configs } => {
+                self.broker_configs.insert(broker_id, configs);
+            }
+            MetadataRecord::ProducerIds { next_producer_id } => {
+                self.next_producer_id = self.next_producer_id.max(next_producer_id);
+            }
+            MetadataRecord::AggregationProducer {
+                topic_id,
+                producer_id,
+            } => {
+                if let Some(topic) = self.topic_mut(topic_id) {
+                    topic.aggregation_producer_id = Some(producer_id);
+                }
+            }
+        }
+    }
+
+    /// The cluster's id; empty before the first record of a new log.
+    pub fn cluster_id(&self) -> &str {
+        &self.cluster_id
+    }
+
+    pub fn topic(&self, name: &str) -> Option<&Arc<Topic>> {
+        self.topics.get(name)
+    }
+
+    pub fn topic_by_id(&self, topic_id: Uuid) -> Option<&Arc<Topic>> {
+        self.topics.get(self.names.get(&topic_id)?)
+    }
+
+    /// All topics in the order of their names.
+    pub fn topics(&self) -> impl Iterator<Item = &Arc<Topic>> {
+        self.topics.values()
+    }
+
+    /// All topics whose names come after `name`, in order.
+    pub fn topics_from<'a>(&'a self, name: &str) -> impl Iterator<Item = &'a Arc<Topic>> {
+        self.topics
+            .range::<str, _>((std::ops::Bound::Included(name), std::ops::Bound::Unbounded))
+            .map(|(_, topic)| topic)
+    }
+
+    pub fn next_producer_id(&self) -> i64 {
+        self.next_producer_id
+    }
+
+    /// The image as it would be with this topic in it.
+    pub fn with_topic(&self, topic: &Topic) -> Self {
+        let mut image = self.clone();
+        image.names.insert(topic.topic_id, topic.name.clone());
+        image
+            .topics
+            .insert(topic.name.clone(), Arc::new(topic.clone()));
+        image
+    }
+
+    fn topic_mut(&mut self, topic_id: Uuid) -> Option<&mut Topic> {
+        let name = self.names.get(&topic_id)?;
+        self.topics.get_mut(name).map(Arc::make_mut)
+    }
+}
+
+impl ConfigImage for Image {
+    fn topic_overrides(&self, topic: &str) -> Option<&ConfigMap> {
+        self.topics.get(topic).map(|topic| &topic.configs)
+    }
+
+    fn broker_overrides(&self, broker: Option<i32>) -> Option<&ConfigMap> {
+        self.broker_configs.get(&broker)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn topic(name: &str, id: u128) -> MetadataRecord {
+        MetadataRecord::Topic {
+            name: name.into(),
+            topic_id: Uuid::from_u128(id),
+            partitions: vec![vec![1]],
+            configs: BTreeMap::new(),
+        }
+    }
+
+    #[test]
+    fn a_recreated_topic_has_its_new_id_only() {
+        let mut image = Image::default();
+        image.apply(topic("a", 1));
+        image.apply(MetadataRecord::TopicRemoved {
+            topic_id: Uuid::from_u128(1),
+        });
+        image.apply(topic("a", 2));
+        assert!(image.topic_by_id(Uuid::from_u128(1)).is_none());
+        assert_eq!(image.topic("a").unwrap().topic_id, Uuid::from_u128(2));
+    }
+
+    #[test]
+    fn configs_of_a_removed_topic_are_ignored() {
+        let mut image = Image::default();
+        image.apply(topic("a", 1));
+        image.apply(MetadataRecord::TopicRemoved {
+            topic_id: Uuid::from_u128(1),
+        });
+        image.apply(MetadataRecord::TopicConfigs {
+            topic_id: Uuid::from_u128(1),
+            configs: BTreeMap::new(),
+        });
+        assert_eq!(image.topics().count(), 0);
+    }
+
+    #[test]
+    fn producer_ids_never_go_back() {
+        let mut image = Image::default();
+        image.apply(MetadataRecord::ProducerIds {
+            next_producer_id: 2000,
+        });
+        image.apply(MetadataRecord::ProducerIds {
+            next_producer_id: 1000,
+        });
+        assert_eq!(image.next_producer_id(), 2000);
+    }
+}

@@ -1,0 +1,325 @@
+//! Starting a broker from its configuration, and stopping it in order.
+
+use std::io;
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use streamgauge_storage::StorageError;
+use streamgauge_storage::checkpoint::{CheckpointError, MetaProperties};
+use streamgauge_storage::disk::Disk;
+use streamgauge_storage::disk::real::RealDisk;
+use streamgauge_storage::lock::{DirectoryLock, LockError};
+use tokio::sync::{oneshot, watch};
+use uuid::Uuid;
+
+use super::accept;
+use super::memory::MemoryBudget;
+use crate::api::fetch::session::FetchSessions;
+use crate::broker::{Broker, Endpoint};
+use crate::clock;
+use crate::config::{BrokerConfig, Listener};
+use crate::controller::{self, Placed};
+use crate::group::config::GroupConfig;
+use crate::group::service::GroupCoordinator;
+use crate::offsets_log::ImageLookup;
+use crate::shard::core::ShardSettings;
+use crate::shard::event::Event;
+use crate::shard::handle::ShardHandle;
+use crate::shard::runner::{self, SyncPool};
+use crate::topics::TopicRegistry;
+
+/// Memory for requests in flight where the configuration sets no bound.
+const UNBOUNDED_REQUEST_BYTES: usize = usize::MAX >> 8;
+
+/// Why a broker did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    #[error("log.dirs names no directory")]
+    NoDirectory,
+    #[error("this version keeps its data in one directory; log.dirs names {0}")]
+    SeveralDirectories(usize),
+    #[error(transparent)]
+    Lock(#[from] LockError),
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    #[error("{0}")]
+    OtherNode(String),
+    #[error(transparent)]
+    Storage(#[from] StorageError),
+    #[error(transparent)]
+    Controller(#[from] controller::ControllerError),
+    #[error("listener {listener}: {source}")]
+    Listen { listener: String, source: io::Error },
+    #[error("no listener is configured")]
+    NoListener,
+    #[error("starting threads: {0}")]
+    Threads(io::Error),
+}
+
+/// A broker that serves.
+pub struct RunningBroker {
+    pub broker: Arc<Broker>,
+    /// Where it listens, with the port that the system chose if none was configured.
+    pub address: SocketAddr,
+    stop: watch::Sender<bool>,
+    accepting: tokio::task::JoinHandle<()>,
+    writing: tokio::task::JoinHandle<()>,
+    shards: Vec<(ShardHandle, JoinHandle<()>)>,
+    lock: DirectoryLock,
+}
+
+/// Runs a broker until the process is told to stop (SIGINT or SIGTERM).
+pub async fn serve(config: BrokerConfig) -> Result<(), ServeError> {
+    let running = start(config).await?;
+    told_to_stop().await;
+    tracing::info!("stopping");
+    running.stop().await;
+    Ok(())
+}
+
+/// Returns when the process gets SIGINT or SIGTERM.
+pub async fn told_to_stop() {
+    use tokio::signal::unix::{SignalKind, signal};
+    match signal(SignalKind::terminate()) {
+        Ok(mut terminate) => {
+            tokio::select! {
+                _ = tokio::signal::ctrl_c() => {}
+                _ = terminate.recv() => {}
+            }
+        }
+        Err(_) => drop(tokio::signal::ctrl_c().await),
+    }
+}
+
+/// Starts a broker: data directory, shards, metadata, coordinators, and the listener last.
+pub async fn start(config: BrokerConfig) -> Result<RunningBroker, ServeError> {
+    let config = Arc::new(config);
+    let directory = data_directory(&config)?;
+    let disk: Arc<dyn Disk> = Arc::new(RealDisk);
+    disk.create_dir_all(&directory)
+        .map_err(|error| ServeError::Storage(StorageError::from(error)))?;
+    let lock = DirectoryLock::acquire(&directory)?;
+    let properties = MetaProperties::read(&*disk, &directory)?;
+    check_identity(&config, properties.as_ref())?;
+    raise_file_limit();
+
+    let listener = config.listeners.first().ok_or(ServeError::NoListener)?;
+    let listen_error = |source| ServeError::Listen {
+        listener: format!("{}:{}", listener.host, listener.port),
+        source,
+    };
+    // Bound before the data is opened, so that a port that is taken costs nothing; clients that
+    // come early wait in the backlog.
+    let socket = accept::listen(resolve(listener).map_err(listen_error)?).map_err(listen_error)?;
+    let address = socket.local_addr().map_err(listen_error)?;
+
+    let shards = start_shards(&config, &directory, &disk)?;
+    let placed = Placed {
+        shards: shards.iter().map(|(handle, _)| handle.clone()).collect(),
+        config: Arc::clone(&config),
+        directory: directory.clone(),
+    };
+    let topics = Arc::new(TopicRegistry::default());
+    let (controller, writer) = controller::open(placed, Arc::clone(&topics)).await?;
+    let cluster_id = controller.read(|image| image.cluster_id().to_owned());
+    if properties.is_none() {
+        let properties = MetaProperties {
+            cluster_id: cluster_id.clone(),
+            node_id: config.node_id,
+            directory_id: crate::ids::to_base64(Uuid::new_v4()),
+        };
+        properties.write(&*disk, &directory)?;
+    }
+    let writing = tokio::spawn(writer.run());
+
+    let (stop, stopping) = watch::channel(false);
+    let groups = GroupCoordinator::new(
+        group_config(&config),
+        Arc::new(ImageLookup(controller.clone())),
+        Arc::new(clock::now_ms),
+    );
+    let broker = Arc::new(Broker {
+        endpoint: endpoint(&config, listener, address),
+        directory: directory.clone(),
+        controller,
+        topics,
+        groups,
+        fetch_sessions: FetchSessions::new(config.max_incremental_fetch_session_cache_slots),
+        producer_ids: Default::default(),
+        memory: MemoryBudget::new(
+            config
+                .queued_max_request_bytes
+                .unwrap_or(UNBOUNDED_REQUEST_BYTES),
+        ),
+        stopping: stopping.clone(),
+        config: Arc::clone(&config),
+    });
+    broker.lead_groups();
+    let accepting = tokio::spawn(accept::run(Arc::clone(&broker), socket, stopping));
+    tracing::info!(
+        %address,
+        node_id = config.node_id,
+        %cluster_id,
+        data_dir = %directory.display(),
+        "listening"
+    );
+    Ok(RunningBroker {
+        broker,
+        address,
+        stop,
+        accepting,
+        writing,
+        shards,
+        lock,
+    })
+}
+
+impl RunningBroker {
+    /// Stops: no more requests, then everything that was appended is synced and the logs are
+    /// closed, so that the next start need not scan them.
+    pub async fn stop(self) {
+        // Nobody left to tell is fine.
+        let _ = self.stop.send(true);
+        let patience = Duration::from_millis(self.broker.config.shutdown_timeout_ms.unsigned_abs());
+        if tokio::time::timeout(patience, self.accepting)
+            .await
+            .is_err()
+        {
+            tracing::warn!("connections did not end in time");
+        }
+        self.writing.abort();
+        let mut closing = Vec::new();
+        for (shard, _) in &self.shards {
+            let (reply, closed) = oneshot::channel();
+            shard.send(Event::Close { reply });
+            closing.push(closed);
+        }
+        for closed in closing {
+            // A shard that has ended already has nothing to close.
+            drop(closed.await);
+        }
+        for (shard, thread) in self.shards {
+            drop(shard);
+            if thread.join().is_err() {
+                tracing::error!("a shard ended with a panic");
+            }
+        }
+        drop(self.lock);
+        tracing::info!("stopped");
+    }
+}
+
+fn data_directory(config: &BrokerConfig) -> Result<PathBuf, ServeError> {
+    match config.log_dirs.as_slice() {
+        [] => Err(ServeError::NoDirectory),
+        [directory] => Ok(directory.clone()),
+        several => Err(ServeError::SeveralDirectories(several.len())),
+    }
+}
+
+/// A data directory belongs to one node of one cluster.
+fn check_identity(
+    config: &BrokerConfig,
+    properties: Option<&MetaProperties>,
+) -> Result<(), ServeError> {
+    let Some(properties) = properties else {
+        return Ok(());
+    };
+    if properties.node_id != config.node_id {
+        return Err(ServeError::OtherNode(format!(
+            "the data directory is that of node {}, but node.id is {}",
+            properties.node_id, config.node_id
+        )));
+    }
+    if let Some(expected) = &config.cluster_id
+        && *expected != properties.cluster_id
+    {
+        return Err(ServeError::OtherNode(format!(
+            "the data directory belongs to cluster {}, but cluster.id is {expected}",
+            properties.cluster_id
+        )));
+    }
+    Ok(())
+}
+
+/// Every open partition holds a file; the default limit of 1024 would be met early.
+fn raise_file_limit() {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    if let Err(error) = setrlimit(Resource::Nofile, limit) {
+        tracing::debug!(%error, "the limit on open files was not raised");
+    }
+}
+
+fn start_shards(
+    config: &BrokerConfig,
+    directory: &std::path::Path,
+    disk: &Arc<dyn Disk>,
+) -> Result<Vec<(ShardHandle, JoinHandle<()>)>, ServeError> {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let count = config.shards.unwrap_or(cores);
+    let syncs = SyncPool::start().map_err(ServeError::Threads)?;
+    (0..count)
+        .map(|number| {
+            let settings = ShardSettings {
+                broker_id: config.node_id,
+                directory: directory.join(format!("raft-state-{number}")),
+                retention_check_interval_ms: config.log_retention_check_interval_ms,
+                producer_expiration_ms: config.producer_id_expiration_ms,
+            };
+            runner::start(settings, Arc::clone(disk), &syncs, number).map_err(ServeError::from)
+        })
+        .collect()
+}
+
+fn resolve(listener: &Listener) -> io::Result<SocketAddr> {
+    if listener.host.is_empty() {
+        return Ok(SocketAddr::from((
+            std::net::Ipv6Addr::UNSPECIFIED,
+            listener.port,
+        )));
+    }
+    (listener.host.as_str(), listener.port)
+        .to_socket_addrs()?
+        .next()
+        .ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "the host has no address"))
+}
+
+fn endpoint(config: &BrokerConfig, listener: &Listener, address: SocketAddr) -> Endpoint {
+    let advertised = config
+        .advertised_listeners
+        .iter()
+        .find(|advertised| advertised.name == listener.name)
+        .or(config.advertised_listeners.first());
+    match advertised {
+        Some(advertised) => Endpoint {
+            host: advertised.host.clone(),
+            port: match advertised.port {
+                0 => address.port(),
+                port => port,
+            },
+        },
+        None => Endpoint {
+            host: address.ip().to_string(),
+            port: address.port(),
+        },
+    }
+}
+
+fn group_config(config: &BrokerConfig) -> GroupConfig {
+    GroupConfig {
+        session_timeout_ms_min: config.group_min_session_timeout_ms,
+        session_timeout_ms_max: config.group_max_session_timeout_ms,
+        initial_rebalance_delay_ms: config.group_initial_rebalance_delay_ms,
+        group_size_max: config.group_max_size,
+        offset_metadata_max: config.offset_metadata_max_bytes,
+        offsets_retention_ms: config.offsets_retention_minutes.saturating_mul(60_000),
+        offsets_retention_check_interval_ms: config.offsets_retention_check_interval_ms,
+        offsets_topic_partitions: config.offsets_topic_num_partitions,
+        ..GroupConfig::default()
+    }
+}

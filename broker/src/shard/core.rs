@@ -1,0 +1,445 @@
+//! A shard: the partitions of one thread, as a state machine.
+//!
+//! `handle` takes an event; `flush`, called once the mailbox is drained, lets every touched
+//! partition write and gathers what must be synced into one round. At most one round is under way;
+//! what becomes ready meanwhile waits for the next, so that batching grows with load and an idle
+//! shard answers at once. The clock is an argument; files are reached through [`Disk`] only.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use raft::eraftpb::{ConfState, HardState};
+use streamgauge_storage::StorageError;
+use streamgauge_storage::disk::Disk;
+use streamgauge_storage::hard_state::{GroupKey, HardStates, SavedState};
+use streamgauge_storage::log::{Log, LogStart, SyncTicket, SyncedPoint};
+use streamgauge_storage::producer_state::ProducerState;
+
+use super::event::{
+    AppendError, DeleteRecordsError, Effect, Event, OpenPartition, OpenedPartition, PartitionId,
+};
+use super::partition::{Partition, ReadyToken, log_config};
+use super::view::{PartitionKey, PartitionView};
+use crate::replication::raft_id;
+
+/// How often a partition notes how far its log is durable, in milliseconds.
+const RECOVERY_POINT_INTERVAL_MS: i64 = 1_000;
+
+/// What a shard needs to know of its broker.
+#[derive(Debug, Clone)]
+pub struct ShardSettings {
+    pub broker_id: i32,
+    /// Where the shard keeps the hard states of its groups.
+    pub directory: PathBuf,
+    /// Milliseconds between two looks at what retention lets go.
+    pub retention_check_interval_ms: i64,
+    pub producer_expiration_ms: i64,
+}
+
+/// What a round of syncs settles.
+struct Round {
+    number: u64,
+    readies: Vec<(PartitionId, Settled)>,
+}
+
+/// What a partition's part in a round settles.
+struct Settled {
+    ready: Option<ReadyToken>,
+    point: Option<SyncedPoint>,
+}
+
+pub struct Shard {
+    settings: ShardSettings,
+    disk: Arc<dyn Disk>,
+    /// By id; the id of a deleted partition is not given out again.
+    partitions: Vec<Option<Partition>>,
+    /// Partitions that have something for Raft to do, each once.
+    active: Vec<PartitionId>,
+    is_active: Vec<bool>,
+    hard_states: HardStates,
+    /// What the next round settles and syncs.
+    gathered: Vec<(PartitionId, Settled)>,
+    gathered_tickets: Vec<SyncTicket>,
+    under_way: Option<Round>,
+    rounds: u64,
+    next_maintenance_ms: i64,
+    next_recovery_points_ms: i64,
+}
+
+impl Shard {
+    /// Reads the hard states of the shard's groups; partitions are opened by events.
+    pub fn open(
+        settings: ShardSettings,
+        disk: Arc<dyn Disk>,
+        now_ms: i64,
+    ) -> Result<Self, StorageError> {
+        let hard_states = HardStates::open(Arc::clone(&disk), &settings.directory)?;
+        Ok(Self {
+            next_maintenance_ms: now_ms + settings.retention_check_interval_ms,
+            next_recovery_points_ms: now_ms + RECOVERY_POINT_INTERVAL_MS,
+            settings,
+            disk,
+            partitions: Vec::new(),
+            active: Vec::new(),
+            is_active: Vec::new(),
+            hard_states,
+            gathered: Vec::new(),
+            gathered_tickets: Vec::new(),
+            under_way: None,
+            rounds: 0,
+        })
+    }
+
+    /// Takes one event. Call [`Self::flush`] once no more are waiting.
+    pub fn handle(&mut self, event: Event, now_ms: i64) {
+        match event {
+            Event::Open(open) => self.open_partition(*open, now_ms),
+            Event::Append(id, append) => match self.partition(id) {
+                Some(partition) => {
+                    partition.append(append, now_ms);
+                    self.activate(id);
+                }
+                None => drop(append.reply.send(Err(AppendError::UnknownPartition))),
+            },
+            Event::DeleteRecords {
+                partition,
+                before_offset,
+                reply,
+            } => {
+                let result = match self.partition(partition) {
+                    Some(partition) => partition.delete_records(before_offset),
+                    None => Err(DeleteRecordsError::NotLeader),
+                };
+                drop(reply.send(result));
+            }
+            Event::EpochEnd {
+                partition,
+                leader_epoch,
+                reply,
+            } => {
+                let end = self
+                    .partition(partition)
+                    .and_then(|partition| partition.epoch_end(leader_epoch));
+                let _ = reply.send(end);
+            }
+            Event::Producers { partition, reply } => {
+                let producers = self
+                    .partition(partition)
+                    .map(|partition| partition.producers().entries().cloned().collect());
+                drop(reply.send(producers));
+            }
+            Event::Configure { partition, config } => {
+                if let Some(partition) = self.partition(partition) {
+                    partition.configure(config);
+                }
+            }
+            Event::Delete { partition, reply } => {
+                self.delete_partition(partition);
+                let _ = reply.send(());
+            }
+            Event::Synced { round, result } => self.synced(round, result),
+            Event::Tick => self.tick(now_ms),
+            Event::Close { reply } => {
+                self.close(now_ms);
+                let _ = reply.send(());
+            }
+        }
+    }
+
+    /// Lets the touched partitions go on and starts a round of syncs if one is wanted and none is
+    /// under way.
+    pub fn flush(&mut self, now_ms: i64) -> Option<Effect> {
+        // Driving one partition never makes another ready, but a relaxed one may be ready again.
+        while let Some(id) = self.active.pop() {
+            if let Some(active) = self.is_active.get_mut(id.0 as usize) {
+                *active = false;
+            }
+            self.drive(id, now_ms);
+        }
+        if self.under_way.is_some() {
+            return None;
+        }
+        if let Some(ticket) = self.hard_states.sync_ticket() {
+            self.gathered_tickets.push(ticket);
+        }
+        if self.gathered.is_empty() && self.gathered_tickets.is_empty() {
+            return None;
+        }
+        self.rounds += 1;
+        self.under_way = Some(Round {
+            number: self.rounds,
+            readies: std::mem::take(&mut self.gathered),
+        });
+        Some(Effect::Sync {
+            round: self.rounds,
+            tickets: std::mem::take(&mut self.gathered_tickets),
+        })
+    }
+
+    fn drive(&mut self, id: PartitionId, now_ms: i64) {
+        while let Some(partition) = self
+            .partitions
+            .get_mut(id.0 as usize)
+            .and_then(Option::as_mut)
+        {
+            if !partition.has_ready() {
+                return;
+            }
+            let turn = partition.drive(now_ms);
+            let key = partition.view.key();
+            if turn.hard_state.is_some() || turn.conf_state.is_some() {
+                self.save_state(key, turn.hard_state, turn.conf_state);
+            }
+            self.gather(id, turn.ready, turn.sync);
+        }
+    }
+
+    fn gather(&mut self, id: PartitionId, ready: Option<ReadyToken>, sync: Option<SyncTicket>) {
+        let point = sync.as_ref().map(SyncTicket::point);
+        self.gathered_tickets.extend(sync);
+        if ready.is_some() || point.is_some() {
+            self.gathered.push((id, Settled { ready, point }));
+        }
+    }
+
+    fn save_state(
+        &mut self,
+        key: PartitionKey,
+        hard_state: Option<HardState>,
+        conf_state: Option<ConfState>,
+    ) {
+        let group = group_key(key);
+        let mut saved = self.hard_states.get(group).cloned().unwrap_or_default();
+        if let Some(hard_state) = hard_state {
+            saved.term = hard_state.term;
+            saved.vote = hard_state.vote;
+            saved.commit = hard_state.commit;
+        }
+        if let Some(conf_state) = conf_state {
+            saved.voters = conf_state.voters;
+        }
+        if let Err(error) = self.hard_states.put(group, saved) {
+            tracing::error!(%error, "raft state could not be written");
+        }
+    }
+
+    fn synced(&mut self, number: u64, result: Result<(), String>) {
+        let Some(round) = self.under_way.take_if(|round| round.number == number) else {
+            return;
+        };
+        if let Err(reason) = result {
+            // Which pages reached the disk is unknown, and the kernel may have marked them clean:
+            // a second sync that succeeds would prove nothing.
+            for partition in self.partitions.iter_mut().flatten() {
+                partition.fail(&reason);
+            }
+            return;
+        }
+        for (id, settled) in round.readies {
+            if let Some(partition) = self.partition(id) {
+                if let Some(point) = settled.point {
+                    partition.durable(point);
+                }
+                if let Some(token) = settled.ready {
+                    partition.synced(token);
+                    self.activate(id);
+                }
+            }
+        }
+    }
+
+    fn tick(&mut self, now_ms: i64) {
+        for id in 0..self.partitions.len() {
+            let Some(partition) = self.partitions.get_mut(id).and_then(Option::as_mut) else {
+                continue;
+            };
+            partition.resume(now_ms);
+            let sync = partition.flush_overdue(now_ms);
+            let (has_ready, id) = (
+                partition.has_ready(),
+                PartitionId(u32::try_from(id).unwrap_or(u32::MAX)),
+            );
+            self.gather(id, None, sync);
+            if has_ready {
+                self.activate(id);
+            }
+        }
+        if now_ms >= self.next_recovery_points_ms {
+            self.next_recovery_points_ms = now_ms + RECOVERY_POINT_INTERVAL_MS;
+            for partition in self.partitions.iter_mut().flatten() {
+                partition.write_recovery_point();
+            }
+        }
+        if now_ms >= self.next_maintenance_ms {
+            self.next_maintenance_ms = now_ms + self.settings.retention_check_interval_ms;
+            let expiration_ms = self.settings.producer_expiration_ms;
+            for partition in self.partitions.iter_mut().flatten() {
+                partition.maintain(now_ms, expiration_ms);
+            }
+        }
+    }
+
+    fn open_partition(&mut self, open: OpenPartition, now_ms: i64) {
+        let OpenPartition {
+            key,
+            topic,
+            directory,
+            config,
+            replicas,
+            reply,
+        } = open;
+        let id = PartitionId(u32::try_from(self.partitions.len()).unwrap_or(u32::MAX));
+        let result = self.start_partition(key, topic, directory, config, &replicas, now_ms);
+        let opened = result.map(|partition| {
+            let view = Arc::clone(&partition.view);
+            self.partitions.push(Some(partition));
+            self.is_active.push(false);
+            self.activate(id);
+            OpenedPartition { id, view }
+        });
+        drop(reply.send(opened));
+    }
+
+    fn start_partition(
+        &mut self,
+        key: PartitionKey,
+        topic: Arc<str>,
+        directory: PathBuf,
+        config: Arc<crate::config::TopicConfig>,
+        replicas: &[i32],
+        now_ms: i64,
+    ) -> Result<Partition, StorageError> {
+        let log_config = log_config(&config);
+        let topic_id = crate::ids::to_base64(key.topic_id);
+        let exists = self.disk.exists(&directory)?;
+        if exists && Log::topic_id(&*self.disk, &directory).as_ref() != Some(&topic_id) {
+            // What a topic of the same name left, or a creation that a crash interrupted: this
+            // topic has never written here.
+            tracing::warn!(%topic, partition = key.index, "removed files of another topic");
+            self.disk.remove_dir_all(&directory)?;
+        }
+        let exists = self.disk.exists(&directory)?;
+        let (log, producers) = if exists {
+            let (log, report) = Log::open(Arc::clone(&self.disk), &directory, log_config, now_ms)?;
+            if report.truncated_bytes > 0 {
+                tracing::warn!(
+                    %topic,
+                    partition = key.index,
+                    bytes = report.truncated_bytes,
+                    "cut a torn tail off the log"
+                );
+            }
+            if let Some(corruption) = report.corruption {
+                return Err(StorageError::Corrupt(corruption));
+            }
+            let producers = log.recover_producers(now_ms)?;
+            (log, producers)
+        } else {
+            let log = Log::create(
+                Arc::clone(&self.disk),
+                &directory,
+                log_config,
+                LogStart::of_new_partition(),
+                &topic_id,
+                now_ms,
+            )?;
+            (log, ProducerState::default())
+        };
+        let saved = self.hard_states.get(group_key(key)).cloned();
+        let (hard_state, conf_state) = match saved {
+            Some(saved) => restored(&saved),
+            None => (HardState::default(), ConfState::default()),
+        };
+        let conf_state = if conf_state.voters.is_empty() {
+            ConfState {
+                voters: replicas.iter().map(|broker| raft_id(*broker)).collect(),
+                ..ConfState::default()
+            }
+        } else {
+            conf_state
+        };
+        let high_watermark = log.log_start_offset();
+        let view = Arc::new(PartitionView::new(key, log.reader(), high_watermark));
+        Partition::start(
+            topic,
+            directory,
+            view,
+            config,
+            raft_id(self.settings.broker_id),
+            log,
+            hard_state,
+            conf_state,
+            producers,
+            now_ms,
+        )
+        .map_err(|error| StorageError::Raft(error.to_string()))
+    }
+
+    fn delete_partition(&mut self, id: PartitionId) {
+        let Some(partition) = self
+            .partitions
+            .get_mut(id.0 as usize)
+            .and_then(Option::take)
+        else {
+            return;
+        };
+        let key = partition.view.key();
+        let directory = partition.directory.clone();
+        partition.delete();
+        if let Err(error) = self.hard_states.remove(group_key(key)) {
+            tracing::warn!(%error, "raft state of a deleted partition was not removed");
+        }
+        // Readers that hold mappings keep what they have; the names go away at once.
+        if let Err(error) = self.disk.remove_dir_all(&directory) {
+            tracing::warn!(directory = %directory.display(), %error, "deleted partition's files remain");
+        }
+    }
+
+    /// Writes what is gathered, syncs it here and now, and marks the logs clean.
+    fn close(&mut self, now_ms: i64) {
+        while let Some(Effect::Sync { round, tickets }) = self.flush(now_ms) {
+            let result = tickets
+                .iter()
+                .try_for_each(SyncTicket::run)
+                .map_err(|error| error.to_string());
+            self.synced(round, result);
+        }
+        for partition in self.partitions.iter_mut().flatten() {
+            if let Err(error) = partition.close() {
+                tracing::warn!(topic = %partition.topic, %error, "log could not be closed cleanly");
+            }
+        }
+    }
+
+    fn partition(&mut self, id: PartitionId) -> Option<&mut Partition> {
+        self.partitions.get_mut(id.0 as usize)?.as_mut()
+    }
+
+    fn activate(&mut self, id: PartitionId) {
+        if let Some(active) = self.is_active.get_mut(id.0 as usize)
+            && !*active
+        {
+            *active = true;
+            self.active.push(id);
+        }
+    }
+}
+
+fn group_key(key: PartitionKey) -> GroupKey {
+    GroupKey {
+        topic_id: key.topic_id.into_bytes(),
+        partition: key.index,
+    }
+}
+
+fn restored(saved: &SavedState) -> (HardState, ConfState) {
+    let mut hard_state = HardState::default();
+    hard_state.term = saved.term;
+    hard_state.vote = saved.vote;
+    hard_state.commit = saved.commit;
+    let conf_state = ConfState {
+        voters: saved.voters.clone(),
+        ..ConfState::default()
+    };
+    (hard_state, conf_state)
+}

@@ -1,0 +1,151 @@
+//! What a shard is told and what it wants done.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use streamgauge_storage::StorageError;
+use streamgauge_storage::log::SyncTicket;
+use streamgauge_storage::producer_state::ProducerEntry;
+use tokio::sync::oneshot;
+
+use super::view::{PartitionKey, PartitionView};
+use crate::config::TopicConfig;
+
+/// Names a partition within its shard. Never given out twice.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct PartitionId(pub u32);
+
+/// When an append is answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Acks {
+    /// `acks=0`: the answer is dropped.
+    None,
+    /// `acks=1`: once the leader has appended.
+    Leader,
+    /// `acks=all`: once it is committed.
+    All,
+}
+
+/// One record batch for one partition, validated but not yet stamped.
+#[derive(Debug)]
+pub struct Append {
+    pub batch: Bytes,
+    pub acks: Acks,
+    pub reply: oneshot::Sender<Result<Appended, AppendError>>,
+}
+
+/// Where a batch lies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Appended {
+    pub base_offset: i64,
+    pub last_offset: i64,
+    /// Milliseconds since the epoch, or -1 for a topic with create time.
+    pub log_append_time_ms: i64,
+    pub log_start_offset: i64,
+    pub leader_epoch: i32,
+}
+
+/// Why a batch was not appended, or why it is not known whether it was.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum AppendError {
+    #[error("this broker does not lead the partition")]
+    NotLeader,
+    #[error("the partition does not exist on this broker")]
+    UnknownPartition,
+    #[error("out of order sequence: {0}")]
+    OutOfOrderSequence(String),
+    #[error("invalid producer epoch: {0}")]
+    InvalidProducerEpoch(String),
+    #[error("the batch is refused: {0}")]
+    InvalidRecord(String),
+    #[error("the disk refused the write: {0}")]
+    Storage(String),
+}
+
+/// What opening a partition needs.
+pub struct OpenPartition {
+    pub key: PartitionKey,
+    /// For logs and messages.
+    pub topic: Arc<str>,
+    pub directory: PathBuf,
+    pub config: Arc<TopicConfig>,
+    /// Broker ids of the replicas.
+    pub replicas: Vec<i32>,
+    pub reply: oneshot::Sender<Result<OpenedPartition, StorageError>>,
+}
+
+/// A partition that its shard has taken in.
+pub struct OpenedPartition {
+    pub id: PartitionId,
+    pub view: Arc<PartitionView>,
+}
+
+/// Answers where a leader epoch ends (`OffsetForLeaderEpoch`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct EpochEnd {
+    pub leader_epoch: i32,
+    pub end_offset: i64,
+}
+
+/// An input of a shard.
+pub enum Event {
+    Open(Box<OpenPartition>),
+    Append(PartitionId, Append),
+    /// Moves the log start offset up (`DeleteRecords`); answers with the new one.
+    DeleteRecords {
+        partition: PartitionId,
+        before_offset: i64,
+        reply: oneshot::Sender<Result<i64, DeleteRecordsError>>,
+    },
+    EpochEnd {
+        partition: PartitionId,
+        leader_epoch: i32,
+        reply: oneshot::Sender<Option<EpochEnd>>,
+    },
+    /// What is known of the producers of a partition, committed batches only.
+    Producers {
+        partition: PartitionId,
+        reply: oneshot::Sender<Option<Vec<ProducerEntry>>>,
+    },
+    Configure {
+        partition: PartitionId,
+        config: Arc<TopicConfig>,
+    },
+    /// Forgets the partition and removes its files.
+    Delete {
+        partition: PartitionId,
+        reply: oneshot::Sender<()>,
+    },
+    /// A round of syncs has ended.
+    Synced {
+        round: u64,
+        result: Result<(), String>,
+    },
+    /// Time has passed; retention, looser flushes and retries look at the clock.
+    Tick,
+    /// Write checkpoints and mark the logs clean; answers when all is synced.
+    Close {
+        reply: oneshot::Sender<()>,
+    },
+}
+
+/// Why records were not deleted.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum DeleteRecordsError {
+    #[error("the offset is above the high watermark or below zero")]
+    OffsetOutOfRange,
+    #[error("this broker does not lead the partition")]
+    NotLeader,
+    #[error("the disk refused the write: {0}")]
+    Storage(String),
+}
+
+/// An output of a shard.
+pub enum Effect {
+    /// Sync these files, in any order or at once, then send [`Event::Synced`] with this number.
+    Sync {
+        round: u64,
+        tickets: Vec<SyncTicket>,
+    },
+}

@@ -1,0 +1,117 @@
+//! How the rest of the broker reaches a partition: sends to its shard, reads from its view.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use crossbeam_channel::Sender;
+use tokio::sync::oneshot;
+
+use super::event::{
+    Acks, Append, AppendError, Appended, DeleteRecordsError, EpochEnd, Event, PartitionId,
+};
+use super::view::PartitionView;
+use crate::config::TopicConfig;
+use streamgauge_storage::producer_state::ProducerEntry;
+
+/// Sends events to one shard. The mailbox has no bound of its own: what producers put into it is
+/// bounded by the memory that their requests may take.
+#[derive(Clone)]
+pub struct ShardHandle {
+    mailbox: Sender<Event>,
+}
+
+impl ShardHandle {
+    pub fn new(mailbox: Sender<Event>) -> Self {
+        Self { mailbox }
+    }
+
+    /// Sends an event. A shard that has stopped drops it, and with it the channel of its answer.
+    pub fn send(&self, event: Event) {
+        drop(self.mailbox.send(event));
+    }
+}
+
+/// A partition that this broker holds.
+#[derive(Clone)]
+pub struct PartitionHandle {
+    shard: ShardHandle,
+    id: PartitionId,
+    view: Arc<PartitionView>,
+}
+
+impl PartitionHandle {
+    pub fn new(shard: ShardHandle, id: PartitionId, view: Arc<PartitionView>) -> Self {
+        Self { shard, id, view }
+    }
+
+    pub fn view(&self) -> &Arc<PartitionView> {
+        &self.view
+    }
+
+    /// Sends a batch to the log. The order of calls is the order in the log; the future of the
+    /// answer may be awaited later.
+    pub fn append(&self, batch: Bytes, acks: Acks) -> PendingAppend {
+        let (reply, answer) = oneshot::channel();
+        let append = Append { batch, acks, reply };
+        self.shard.send(Event::Append(self.id, append));
+        PendingAppend(answer)
+    }
+
+    /// Moves the log start offset up; see [`Event::DeleteRecords`].
+    pub async fn delete_records(&self, before_offset: i64) -> Result<i64, DeleteRecordsError> {
+        let (reply, answer) = oneshot::channel();
+        self.shard.send(Event::DeleteRecords {
+            partition: self.id,
+            before_offset,
+            reply,
+        });
+        answer.await.unwrap_or(Err(DeleteRecordsError::NotLeader))
+    }
+
+    pub async fn epoch_end(&self, leader_epoch: i32) -> Option<EpochEnd> {
+        let (reply, answer) = oneshot::channel();
+        self.shard.send(Event::EpochEnd {
+            partition: self.id,
+            leader_epoch,
+            reply,
+        });
+        answer.await.ok().flatten()
+    }
+
+    pub async fn producers(&self) -> Option<Vec<ProducerEntry>> {
+        let (reply, answer) = oneshot::channel();
+        self.shard.send(Event::Producers {
+            partition: self.id,
+            reply,
+        });
+        answer.await.ok().flatten()
+    }
+
+    pub fn configure(&self, config: Arc<TopicConfig>) {
+        self.shard.send(Event::Configure {
+            partition: self.id,
+            config,
+        });
+    }
+
+    pub async fn delete(&self) {
+        let (reply, answer) = oneshot::channel();
+        self.shard.send(Event::Delete {
+            partition: self.id,
+            reply,
+        });
+        // A shard that has stopped has nothing left to delete.
+        drop(answer.await);
+    }
+}
+
+/// An append on its way.
+pub struct PendingAppend(oneshot::Receiver<Result<Appended, AppendError>>);
+
+impl PendingAppend {
+    /// Waits for the answer. A shard that stops before it knows answers as one that does not lead:
+    /// the client asks again elsewhere, and an idempotent one is not doubled.
+    pub async fn answer(self) -> Result<Appended, AppendError> {
+        self.0.await.unwrap_or(Err(AppendError::NotLeader))
+    }
+}

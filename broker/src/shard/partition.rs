@@ -1,0 +1,556 @@
+//! A partition as its shard holds it: the Raft group, the producers, the answers that wait.
+
+use std::collections::VecDeque;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use raft::eraftpb::{ConfState, HardState};
+use streamgauge_protocol::batch::validate::with_timestamps;
+use streamgauge_protocol::batch::{BatchHeader, StampedBatch, TimestampType as BatchTimestampType};
+use streamgauge_storage::log::{Log, LogConfig, SyncTicket, SyncedPoint};
+use streamgauge_storage::producer_state::{
+    AppendOrigin, ProducerBatch, ProducerState, ProducerStateError, Verdict,
+};
+use streamgauge_storage::{RaftIndex, StorageError};
+use tokio::sync::oneshot;
+
+use super::event::{Acks, Append, AppendError, Appended, EpochEnd};
+use super::view::PartitionView;
+use crate::config::{Flush, TimestampType, TopicConfig};
+use crate::replication::group::{GroupError, RaftGroup};
+
+/// How long a partition that the disk refused waits before it tries again, in milliseconds.
+const RETRY_AFTER_MS: i64 = 1_000;
+
+/// An append that is answered at its commit.
+struct Pending {
+    /// The entry whose commit settles it.
+    index: RaftIndex,
+    appended: Appended,
+    reply: oneshot::Sender<Result<Appended, AppendError>>,
+}
+
+/// What one turn of [`Partition::drive`] wants saved and synced.
+pub struct Turn {
+    /// The incarnation and number of the Ready that the sync settles.
+    pub ready: Option<ReadyToken>,
+    pub hard_state: Option<HardState>,
+    pub conf_state: Option<ConfState>,
+    pub sync: Option<SyncTicket>,
+}
+
+/// Names a `Ready` of one incarnation of a group.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ReadyToken {
+    incarnation: u32,
+    number: u64,
+}
+
+/// The Raft group, or what is left of it while the disk refuses writes.
+enum Life {
+    Running(Box<RaftGroup>),
+    Suspended {
+        log: Box<Log>,
+        hard_state: HardState,
+        conf_state: ConfState,
+        retry_at_ms: i64,
+    },
+    /// Its log failed for good: reads go on, writes do not.
+    Failed,
+    /// Between two of the others.
+    Moving,
+}
+
+pub struct Partition {
+    /// For logs.
+    pub topic: Arc<str>,
+    pub directory: PathBuf,
+    pub view: Arc<PartitionView>,
+    pub config: Arc<TopicConfig>,
+    raft_id: u64,
+    life: Life,
+    incarnation: u32,
+    producers: ProducerState,
+    /// In the order of their entries.
+    pending: VecDeque<Pending>,
+    /// The offset that the next proposed batch takes.
+    next_offset: i64,
+    unsynced_messages: u64,
+    last_flush_ms: i64,
+}
+
+impl Partition {
+    /// Starts the partition on its recovered log. `producers` must be what the log's committed
+    /// batches make.
+    #[allow(clippy::too_many_arguments)] // Everything that a partition is made of, named once.
+    pub fn start(
+        topic: Arc<str>,
+        directory: PathBuf,
+        view: Arc<PartitionView>,
+        config: Arc<TopicConfig>,
+        raft_id: u64,
+        log: Log,
+        hard_state: HardState,
+        conf_state: ConfState,
+        producers: ProducerState,
+        now_ms: i64,
+    ) -> Result<Self, GroupError> {
+        let next_offset = log.next_offset();
+        let group = RaftGroup::start(raft_id, log, hard_state, conf_state)?;
+        Ok(Self {
+            topic,
+            directory,
+            view,
+            config,
+            raft_id,
+            life: Life::Running(Box::new(group)),
+            incarnation: 0,
+            producers,
+            pending: VecDeque::new(),
+            next_offset,
+            unsynced_messages: 0,
+            last_flush_ms: now_ms,
+        })
+    }
+
+    pub fn configure(&mut self, config: Arc<TopicConfig>) {
+        if let Some(log) = self.log_mut() {
+            log.configure(log_config(&config));
+        }
+        self.config = config;
+    }
+
+    pub fn log(&self) -> Option<&Log> {
+        match &self.life {
+            Life::Running(group) => Some(group.log()),
+            Life::Suspended { log, .. } => Some(log),
+            Life::Failed | Life::Moving => None,
+        }
+    }
+
+    fn log_mut(&mut self) -> Option<&mut Log> {
+        match &mut self.life {
+            Life::Running(group) => Some(group.log_mut()),
+            Life::Suspended { log, .. } => Some(log),
+            Life::Failed | Life::Moving => None,
+        }
+    }
+
+    /// Takes one batch: gives it its offset and epoch and proposes it. Answers at once if it is
+    /// refused or a duplicate of what is committed; else the answer comes with `acks`.
+    pub fn append(&mut self, append: Append, now_ms: i64) {
+        let Append { batch, acks, reply } = append;
+        // A client that has gone away does not want to know.
+        match self.propose(batch, now_ms) {
+            Err(error) => drop(reply.send(Err(error))),
+            Ok(Proposed::Done(appended)) => drop(reply.send(Ok(appended))),
+            Ok(Proposed::AtCommit { index, appended }) => match acks {
+                Acks::None => {}
+                Acks::Leader => drop(reply.send(Ok(appended))),
+                Acks::All => self.pending.push_back(Pending {
+                    index,
+                    appended,
+                    reply,
+                }),
+            },
+        }
+    }
+
+    fn propose(&mut self, batch: bytes::Bytes, now_ms: i64) -> Result<Proposed, AppendError> {
+        let Life::Running(group) = &mut self.life else {
+            return Err(AppendError::Storage(
+                "an earlier write to the partition's log failed".into(),
+            ));
+        };
+        if !group.may_serve() {
+            return Err(AppendError::NotLeader);
+        }
+        let leader_epoch = group.term().leader_epoch();
+        let append_time = self.config.message_timestamp_type == TimestampType::LogAppendTime;
+        let batch = if append_time {
+            with_timestamps(&batch, BatchTimestampType::LogAppendTime, now_ms)
+                .map_err(|error| AppendError::InvalidRecord(error.to_string()))?
+        } else {
+            batch
+        };
+        let header = BatchHeader::parse(&batch)
+            .map_err(|error| AppendError::InvalidRecord(error.to_string()))?;
+        let log_append_time_ms = if append_time { now_ms } else { -1 };
+        let log_start_offset = self.view.log_start_offset();
+        let placed = |base_offset, last_offset| Appended {
+            base_offset,
+            last_offset,
+            log_append_time_ms,
+            log_start_offset,
+            leader_epoch,
+        };
+        // A client cannot send a control batch, so there is no marker to read.
+        let base_offset = self.next_offset;
+        let placed_header = BatchHeader {
+            base_offset,
+            partition_leader_epoch: leader_epoch,
+            ..header
+        };
+        let from_producer = ProducerBatch::from_header(&placed_header, None);
+        if let Some(batch) = &from_producer {
+            match self.producers.check(batch, AppendOrigin::Client) {
+                Verdict::Append => {}
+                Verdict::Duplicate(original) => {
+                    let appended = placed(original.base_offset, original.last_offset);
+                    return Ok(Proposed::Done(appended));
+                }
+                Verdict::DuplicateInFlight(original) => {
+                    return Ok(Proposed::AtCommit {
+                        // The original's entry is at or before the last proposed one.
+                        index: RaftIndex(group.next_index().0 - 1),
+                        appended: placed(original.base_offset, original.last_offset),
+                    });
+                }
+                Verdict::Error(error) => return Err(error.into()),
+            }
+        }
+        let stamped = StampedBatch::stamp(batch, base_offset, leader_epoch)
+            .map_err(|error| AppendError::InvalidRecord(error.to_string()))?;
+        let index = group.propose(stamped)?;
+        if let Some(batch) = from_producer {
+            self.producers.append_in_flight(batch);
+        }
+        self.next_offset = placed_header.next_offset();
+        self.unsynced_messages += u64::from(header.records_count.unsigned_abs());
+        Ok(Proposed::AtCommit {
+            index,
+            appended: placed(base_offset, placed_header.last_offset()),
+        })
+    }
+
+    /// Whether [`Self::drive`] has anything to do.
+    pub fn has_ready(&self) -> bool {
+        matches!(&self.life, Life::Running(group) if group.has_ready())
+    }
+
+    /// Lets Raft go on: entries are written, commits are published and answered.
+    pub fn drive(&mut self, now_ms: i64) -> Turn {
+        let mut turn = Turn {
+            ready: None,
+            hard_state: None,
+            conf_state: None,
+            sync: None,
+        };
+        let Life::Running(group) = &mut self.life else {
+            return turn;
+        };
+        let progress = match group.drive(now_ms) {
+            Ok(progress) => progress,
+            Err(error) => {
+                self.suspend(&error, now_ms);
+                return turn;
+            }
+        };
+        turn.hard_state = progress.hard_state;
+        turn.conf_state = progress.conf_state;
+        if let Some(number) = progress.ready_number {
+            let relaxed = match self.config.flush {
+                Flush::BeforeAcknowledge => false,
+                Flush::Relaxed { messages, ms } => {
+                    self.unsynced_messages < messages.unsigned_abs()
+                        && now_ms.saturating_sub(self.last_flush_ms) < ms
+                }
+            };
+            // Terms and votes are never relaxed.
+            if relaxed && turn.hard_state.is_none() {
+                group.persisted(number);
+            } else {
+                self.unsynced_messages = 0;
+                self.last_flush_ms = now_ms;
+                turn.ready = Some(ReadyToken {
+                    incarnation: self.incarnation,
+                    number,
+                });
+                turn.sync = group.log_mut().sync_ticket();
+            }
+        }
+        if let Some(committed) = progress.committed {
+            self.apply(committed, now_ms);
+        }
+        self.publish_leadership();
+        turn
+    }
+
+    /// Syncs what a looser flush policy has left unsynced for its interval.
+    pub fn flush_overdue(&mut self, now_ms: i64) -> Option<SyncTicket> {
+        let Flush::Relaxed { ms, .. } = self.config.flush else {
+            return None;
+        };
+        if self.unsynced_messages == 0 || now_ms.saturating_sub(self.last_flush_ms) < ms {
+            return None;
+        }
+        self.unsynced_messages = 0;
+        self.last_flush_ms = now_ms;
+        self.log_mut()?.sync_ticket()
+    }
+
+    fn apply(&mut self, committed: RaftIndex, now_ms: i64) {
+        let Life::Running(group) = &self.life else {
+            return;
+        };
+        let high_watermark = match group.log().offset_after(committed) {
+            Ok(offset) => offset,
+            Err(error) => {
+                self.fail(&error.to_string());
+                return;
+            }
+        };
+        self.producers.commit_through(high_watermark, now_ms);
+        let last_stable_offset = self
+            .producers
+            .first_unstable_offset()
+            .map_or(high_watermark, |offset| offset.min(high_watermark));
+        self.view
+            .publish_positions(high_watermark, last_stable_offset);
+        while let Some(pending) = self
+            .pending
+            .pop_front_if(|pending| pending.index <= committed)
+        {
+            drop(pending.reply.send(Ok(pending.appended)));
+        }
+    }
+
+    /// The sync of that `Ready` has ended.
+    pub fn synced(&mut self, token: ReadyToken) {
+        if token.incarnation != self.incarnation {
+            return;
+        }
+        if let Life::Running(group) = &mut self.life {
+            group.persisted(token.number);
+        }
+    }
+
+    /// Everything up to that point is durable.
+    pub fn durable(&mut self, point: SyncedPoint) {
+        if let Some(log) = self.log_mut() {
+            log.synced(point);
+        }
+    }
+
+    /// Notes on disk how far the log is durable, for a later recovery.
+    pub fn write_recovery_point(&mut self) {
+        let topic = Arc::clone(&self.topic);
+        if let Some(log) = self.log_mut()
+            && let Err(error) = log.write_recovery_point()
+        {
+            tracing::warn!(%topic, %error, "recovery point could not be written");
+        }
+    }
+
+    fn publish_leadership(&self) {
+        let Life::Running(group) = &self.life else {
+            return;
+        };
+        let (epoch, serving) = (group.term().leader_epoch(), group.may_serve());
+        if self.view.leader_epoch() != epoch || self.view.is_serving() != serving {
+            self.view.publish_leadership(epoch, serving);
+        }
+    }
+
+    /// The disk refused a write. The log is as it was before; what Raft held in memory beyond it
+    /// is dropped, and those who wait are told. The group starts anew on the log once it can write.
+    fn suspend(&mut self, error: &GroupError, now_ms: i64) {
+        tracing::error!(
+            topic = %self.topic,
+            partition = self.view.key().index,
+            %error,
+            "partition takes no writes until the disk does"
+        );
+        self.fail_pending(&error.to_string());
+        self.producers.drop_in_flight();
+        self.incarnation += 1;
+        match std::mem::replace(&mut self.life, Life::Moving) {
+            Life::Running(group) => {
+                let (log, hard_state, conf_state) = group.into_parts();
+                self.next_offset = log.next_offset();
+                self.life = Life::Suspended {
+                    log: Box::new(log),
+                    hard_state,
+                    conf_state,
+                    retry_at_ms: now_ms + RETRY_AFTER_MS,
+                };
+            }
+            other => self.life = other,
+        }
+        self.view.publish_leadership(self.view.leader_epoch(), true);
+    }
+
+    /// Starts a suspended group anew if it is time. What its log holds must be synced before Raft
+    /// counts on it; the error of that sync is the disk's last word.
+    pub fn resume(&mut self, now_ms: i64) {
+        let Life::Suspended {
+            log, retry_at_ms, ..
+        } = &mut self.life
+        else {
+            return;
+        };
+        if now_ms < *retry_at_ms {
+            return;
+        }
+        if let Some(ticket) = log.sync_ticket()
+            && let Err(error) = ticket.run()
+        {
+            self.fail(&error.to_string());
+            return;
+        }
+        let Life::Suspended {
+            log,
+            hard_state,
+            conf_state,
+            ..
+        } = std::mem::replace(&mut self.life, Life::Moving)
+        else {
+            return;
+        };
+        match RaftGroup::start(self.raft_id, *log, hard_state, conf_state) {
+            Ok(group) => {
+                // Whether it can write is seen when it writes its term's first entry.
+                let committed = group.committed();
+                self.next_offset = group.log().next_offset();
+                self.life = Life::Running(Box::new(group));
+                self.apply(committed, now_ms);
+            }
+            Err(error) => self.fail(&error.to_string()),
+        }
+    }
+
+    /// A sync failed: what the files hold is unknown from here on, so nothing more is written.
+    pub fn fail(&mut self, reason: &str) {
+        tracing::error!(
+            topic = %self.topic,
+            partition = self.view.key().index,
+            reason,
+            "partition takes no more writes: its disk failed to sync"
+        );
+        self.life = Life::Failed;
+        self.incarnation += 1;
+        self.fail_pending(reason);
+        self.producers.drop_in_flight();
+    }
+
+    fn fail_pending(&mut self, reason: &str) {
+        for pending in self.pending.drain(..) {
+            drop(
+                pending
+                    .reply
+                    .send(Err(AppendError::Storage(reason.to_owned()))),
+            );
+        }
+    }
+
+    pub fn epoch_end(&self, leader_epoch: i32) -> Option<EpochEnd> {
+        let (leader_epoch, end_offset) = self.log()?.end_offset_for_epoch(leader_epoch)?;
+        Some(EpochEnd {
+            leader_epoch,
+            end_offset: end_offset.min(self.view.high_watermark()),
+        })
+    }
+
+    pub fn producers(&self) -> &ProducerState {
+        &self.producers
+    }
+
+    /// Moves the log start offset up to `before_offset`; -1 means the high watermark.
+    pub fn delete_records(
+        &mut self,
+        before_offset: i64,
+    ) -> Result<i64, super::event::DeleteRecordsError> {
+        use super::event::DeleteRecordsError;
+        let high_watermark = self.view.high_watermark();
+        let target = match before_offset {
+            -1 => high_watermark,
+            offset => offset,
+        };
+        if target < 0 || target > high_watermark {
+            return Err(DeleteRecordsError::OffsetOutOfRange);
+        }
+        let Some(log) = self.log_mut() else {
+            return Err(DeleteRecordsError::NotLeader);
+        };
+        log.set_log_start_offset(target)
+            .map_err(|error| DeleteRecordsError::Storage(error.to_string()))?;
+        self.view.publish_change();
+        Ok(self.view.log_start_offset())
+    }
+
+    /// Removes what retention lets go, and forgets producers that have been silent too long.
+    pub fn maintain(&mut self, now_ms: i64, producer_expiration_ms: i64) {
+        self.producers.expire(now_ms, producer_expiration_ms);
+        let limit = self.view.high_watermark();
+        let topic = Arc::clone(&self.topic);
+        let Some(log) = self.log_mut() else {
+            return;
+        };
+        match log.expire(now_ms, limit) {
+            Ok(deleted) if deleted.is_empty() => {}
+            Ok(deleted) => {
+                tracing::info!(%topic, segments = deleted.len(), "retention removed segments");
+                self.view.publish_change();
+            }
+            Err(error) => tracing::warn!(%topic, %error, "retention could not remove segments"),
+        }
+    }
+
+    /// Writes the producers' snapshot and marks the log clean. Everything must have been synced.
+    pub fn close(&mut self) -> Result<(), StorageError> {
+        let Life::Running(group) = &mut self.life else {
+            return Ok(());
+        };
+        let high_watermark = group.log().offset_after(group.committed())?;
+        let log = group.log_mut();
+        log.write_producer_snapshot(&self.producers, high_watermark)?;
+        log.close()
+    }
+
+    /// Stops serving; the files are the caller's to remove.
+    pub fn delete(mut self) {
+        self.fail_pending("the topic was deleted");
+        self.view.publish_deleted();
+    }
+}
+
+enum Proposed {
+    Done(Appended),
+    AtCommit {
+        index: RaftIndex,
+        appended: Appended,
+    },
+}
+
+impl From<ProducerStateError> for AppendError {
+    fn from(error: ProducerStateError) -> Self {
+        let text = error.to_string();
+        match error {
+            ProducerStateError::OutOfOrderSequence { .. }
+            | ProducerStateError::NewEpochNotAtZero { .. } => Self::OutOfOrderSequence(text),
+            _ => Self::InvalidProducerEpoch(text),
+        }
+    }
+}
+
+/// What a topic's configs ask of its logs.
+pub fn log_config(config: &TopicConfig) -> LogConfig {
+    LogConfig {
+        segment_bytes: u64::from(config.segment_bytes.unsigned_abs()),
+        segment_ms: config.segment_ms,
+        index_interval_bytes: config.index_interval_bytes.unsigned_abs(),
+        segment_index_bytes: config.segment_index_bytes.unsigned_abs(),
+        delete: config.cleanup_policy.delete,
+        retention_bytes: config.retention_bytes,
+        retention_ms: config.retention_ms,
+    }
+}
+
+impl From<GroupError> for AppendError {
+    fn from(error: GroupError) -> Self {
+        match error {
+            GroupError::NotLeader => Self::NotLeader,
+            other => Self::Storage(other.to_string()),
+        }
+    }
+}

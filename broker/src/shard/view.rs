@@ -1,0 +1,156 @@
+//! What a partition shows to readers: its log below the high watermark, without asking its owner.
+//!
+//! The shard is the only writer. Readers load positions with acquire ordering and read the log's
+//! files directly; a position is published only after the bytes below it are.
+
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicI64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+use streamgauge_storage::log::LogReader;
+use tokio::sync::Notify;
+use uuid::Uuid;
+
+/// Which partition of which topic; a recreated topic has another id.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct PartitionKey {
+    pub topic_id: Uuid,
+    pub index: i32,
+}
+
+/// The published state of a partition.
+pub struct PartitionView {
+    key: PartitionKey,
+    reader: LogReader,
+    high_watermark: AtomicI64,
+    last_stable_offset: AtomicI64,
+    leader_epoch: AtomicI32,
+    /// Led from here, and the first entry of the leader's term is committed.
+    serving: AtomicBool,
+    deleted: AtomicBool,
+    waiters: Waiters,
+}
+
+impl PartitionView {
+    pub fn new(key: PartitionKey, reader: LogReader, high_watermark: i64) -> Self {
+        Self {
+            key,
+            reader,
+            high_watermark: AtomicI64::new(high_watermark),
+            last_stable_offset: AtomicI64::new(high_watermark),
+            leader_epoch: AtomicI32::new(-1),
+            serving: AtomicBool::new(false),
+            deleted: AtomicBool::new(false),
+            waiters: Waiters::default(),
+        }
+    }
+
+    pub fn key(&self) -> PartitionKey {
+        self.key
+    }
+
+    pub fn reader(&self) -> &LogReader {
+        &self.reader
+    }
+
+    /// The offset after the last committed record: consumers read below it.
+    pub fn high_watermark(&self) -> i64 {
+        self.high_watermark.load(Ordering::Acquire)
+    }
+
+    /// The first offset that an open transaction may still change; consumers with
+    /// `read_committed` read below it.
+    pub fn last_stable_offset(&self) -> i64 {
+        self.last_stable_offset.load(Ordering::Acquire)
+    }
+
+    pub fn log_start_offset(&self) -> i64 {
+        self.reader.log_start_offset()
+    }
+
+    /// The Raft term of the leader, or -1 before the first election.
+    pub fn leader_epoch(&self) -> i32 {
+        self.leader_epoch.load(Ordering::Acquire)
+    }
+
+    /// Whether this broker may answer for the partition as its leader.
+    pub fn is_serving(&self) -> bool {
+        self.serving.load(Ordering::Acquire)
+    }
+
+    pub fn is_deleted(&self) -> bool {
+        self.deleted.load(Ordering::Acquire)
+    }
+
+    /// Registers to be notified when records are committed or the partition's state changes.
+    /// One that is registered stays so until it is notified once. Register before looking at the
+    /// positions, or a change in between is missed.
+    pub fn wake(&self, waiter: &Arc<Notify>) {
+        self.waiters.add(waiter);
+    }
+
+    pub(super) fn publish_positions(&self, high_watermark: i64, last_stable_offset: i64) {
+        let before = self.high_watermark.swap(high_watermark, Ordering::AcqRel);
+        assert!(
+            before <= high_watermark,
+            "high watermark of {:?} would go back from {before} to {high_watermark}",
+            self.key
+        );
+        self.last_stable_offset
+            .store(last_stable_offset, Ordering::Release);
+        self.waiters.notify();
+    }
+
+    pub(super) fn publish_leadership(&self, leader_epoch: i32, serving: bool) {
+        self.leader_epoch.store(leader_epoch, Ordering::Release);
+        self.serving.store(serving, Ordering::Release);
+        self.waiters.notify();
+    }
+
+    pub(super) fn publish_deleted(&self) {
+        self.serving.store(false, Ordering::Release);
+        self.deleted.store(true, Ordering::Release);
+        self.waiters.notify();
+    }
+
+    /// Wakes readers without a change of positions, e.g. after the log start offset moved.
+    pub(super) fn publish_change(&self) {
+        self.waiters.notify();
+    }
+}
+
+/// Those who wait for a partition to change.
+#[derive(Default)]
+struct Waiters {
+    /// Spares the lock when nobody waits, which is the common case under load.
+    any: AtomicBool,
+    list: Mutex<Vec<Weak<Notify>>>,
+}
+
+impl Waiters {
+    fn add(&self, waiter: &Arc<Notify>) {
+        let mut list = self.list.lock().unwrap_or_else(PoisonError::into_inner);
+        // Fetches that time out on a quiet partition leave their entries behind; dropping the dead
+        // ones whenever the list is about to grow keeps it as long as there are live waiters.
+        if list.len() == list.capacity() {
+            list.retain(|other| other.strong_count() > 0);
+        }
+        if !list
+            .iter()
+            .any(|other| other.as_ptr() == Arc::as_ptr(waiter))
+        {
+            list.push(Arc::downgrade(waiter));
+        }
+        self.any.store(true, Ordering::SeqCst);
+    }
+
+    fn notify(&self) {
+        if !self.any.swap(false, Ordering::SeqCst) {
+            return;
+        }
+        let waiting =
+            std::mem::take(&mut *self.list.lock().unwrap_or_else(PoisonError::into_inner));
+        for waiter in waiting.iter().filter_map(Weak::upgrade) {
+            waiter.notify_one();
+        }
+    }
+}

@@ -1,0 +1,127 @@
+//! The topics whose partitions this broker holds, by name and by id.
+
+use std::collections::HashMap;
+use std::sync::{Arc, PoisonError, RwLock};
+
+use arc_swap::ArcSwap;
+use streamgauge_protocol::error::ErrorCode;
+use uuid::Uuid;
+
+use crate::config::topic::TopicConfig;
+use crate::controller::decide::is_internal;
+use crate::shard::handle::PartitionHandle;
+
+/// A topic with the handles of its partitions.
+pub struct TopicHandle {
+    pub name: Arc<str>,
+    pub topic_id: Uuid,
+    config: ArcSwap<TopicConfig>,
+    /// By index; `None` where the partition could not be opened.
+    partitions: ArcSwap<Vec<Option<PartitionHandle>>>,
+}
+
+impl TopicHandle {
+    pub fn new(
+        name: Arc<str>,
+        topic_id: Uuid,
+        config: Arc<TopicConfig>,
+        partitions: Vec<Option<PartitionHandle>>,
+    ) -> Self {
+        Self {
+            name,
+            topic_id,
+            config: ArcSwap::new(config),
+            partitions: ArcSwap::from_pointee(partitions),
+        }
+    }
+
+    pub fn config(&self) -> Arc<TopicConfig> {
+        self.config.load_full()
+    }
+
+    pub fn is_internal(&self) -> bool {
+        is_internal(&self.name)
+    }
+
+    pub fn partition_count(&self) -> i32 {
+        i32::try_from(self.partitions.load().len()).unwrap_or(i32::MAX)
+    }
+
+    /// The partition with that index, if it exists and is open.
+    pub fn partition(&self, index: i32) -> Option<PartitionHandle> {
+        let at = usize::try_from(index).ok()?;
+        self.partitions.load().get(at).cloned().flatten()
+    }
+
+    /// The partition with that index, or the error that a client is told.
+    pub fn open_partition(&self, index: i32) -> Result<PartitionHandle, ErrorCode> {
+        match self.partition(index) {
+            Some(partition) => Ok(partition),
+            // It is there, but its log could not be opened.
+            None if index >= 0 && index < self.partition_count() => {
+                Err(ErrorCode::KafkaStorageError)
+            }
+            None => Err(ErrorCode::UnknownTopicOrPartition),
+        }
+    }
+
+    pub fn partitions(&self) -> Arc<Vec<Option<PartitionHandle>>> {
+        self.partitions.load_full()
+    }
+
+    pub fn add_partitions(&self, added: Vec<Option<PartitionHandle>>) {
+        let mut all = self.partitions.load().as_ref().clone();
+        all.extend(added);
+        self.partitions.store(Arc::new(all));
+    }
+
+    pub fn configure(&self, config: Arc<TopicConfig>) {
+        self.config.store(Arc::clone(&config));
+        for partition in self.partitions.load().iter().flatten() {
+            partition.configure(Arc::clone(&config));
+        }
+    }
+}
+
+#[derive(Default)]
+struct Maps {
+    by_name: HashMap<Arc<str>, Arc<TopicHandle>>,
+    by_id: HashMap<Uuid, Arc<TopicHandle>>,
+}
+
+/// Finds topics. Written by the controller only, after the metadata log says so.
+#[derive(Default)]
+pub struct TopicRegistry {
+    maps: RwLock<Maps>,
+}
+
+impl TopicRegistry {
+    pub fn by_name(&self, name: &str) -> Option<Arc<TopicHandle>> {
+        self.read(|maps| maps.by_name.get(name).cloned())
+    }
+
+    pub fn by_id(&self, topic_id: Uuid) -> Option<Arc<TopicHandle>> {
+        self.read(|maps| maps.by_id.get(&topic_id).cloned())
+    }
+
+    pub fn all(&self) -> Vec<Arc<TopicHandle>> {
+        self.read(|maps| maps.by_id.values().cloned().collect())
+    }
+
+    pub fn insert(&self, topic: Arc<TopicHandle>) {
+        let mut maps = self.maps.write().unwrap_or_else(PoisonError::into_inner);
+        maps.by_id.insert(topic.topic_id, Arc::clone(&topic));
+        maps.by_name.insert(Arc::clone(&topic.name), topic);
+    }
+
+    pub fn remove(&self, topic_id: Uuid) -> Option<Arc<TopicHandle>> {
+        let mut maps = self.maps.write().unwrap_or_else(PoisonError::into_inner);
+        let topic = maps.by_id.remove(&topic_id)?;
+        maps.by_name.remove(&topic.name);
+        Some(topic)
+    }
+
+    fn read<T>(&self, look: impl FnOnce(&Maps) -> T) -> T {
+        look(&self.maps.read().unwrap_or_else(PoisonError::into_inner))
+    }
+}
