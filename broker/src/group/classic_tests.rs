@@ -1,4 +1,5 @@
 use super::*;
+use crate::group::member::{JoinRequest, Protocol};
 use proptest::prelude::*;
 use std::collections::BTreeSet;
 
