@@ -241,8 +241,9 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
     #[test]
-    fn any_history_keeps_the_groups_promises(steps in prop::collection::vec((0u8..6, 0usize..5, 0i64..9_000), 1..80)) {
+    fn any_history_keeps_the_groups_promises(steps in prop::collection::vec((0u8..8, 0usize..5, 0i64..9_000), 1..80)) {
         let mut bench = Bench::new(DELAY_MS);
+        bench.group.limits.group_size_max = 4;
         let mut known: Vec<(String, i32)> = Vec::new();
         let mut generation = 0;
         let mut persisted = None;
@@ -256,15 +257,26 @@ proptest! {
                     bench.group.leave(&[(id, None)], bench.now_ms, &mut bench.effects);
                 }
                 (4, Some((id, at))) => { let _ = bench.group.heartbeat(&id, None, at, bench.now_ms); }
+                (6, _) => {
+                    let request = Bench::request("", None, b"m");
+                    bench.join(JoinRequest { requires_known_member_id: true, ..request });
+                }
+                (7, Some((id, _))) => { bench.join(Bench::request(&id, None, b"changed")); }
                 (5, _) if who == 0 => { bench.join(Bench::request("", Some("i"), b"m")); }
                 _ => bench.pass(ms),
             }
             let effects = std::mem::take(&mut bench.effects);
             for (token, reply) in effects.joins {
                 prop_assert!(bench.open.remove(&token), "answered twice");
-                if let JoinReply::Joined(joined) = reply {
-                    known.retain(|(id, _)| *id != joined.member_id);
-                    known.push((joined.member_id, joined.generation));
+                match reply {
+                    JoinReply::Joined(joined) => {
+                        known.retain(|(id, _)| *id != joined.member_id);
+                        known.push((joined.member_id, joined.generation));
+                    }
+                    JoinReply::Failed { error: ResponseError::MemberIdRequired, member_id } => {
+                        known.insert(0, (member_id, -1));
+                    }
+                    JoinReply::Failed { .. } => {}
                 }
             }
             for (token, reply) in effects.syncs {
