@@ -34,10 +34,11 @@ const REQUESTS_PER_APPEND_MAX: usize = 256;
 /// Replies without records only queue behind the appends that are in flight.
 const NOTHING_APPENDED: i64 = -1;
 /// Reads without progress before a log counts as unreadable.
-const STALLED_READS_MAX: u32 = 50;
+const STALLED_READS_MAX: u32 = 20;
 const APPENDS_IN_FLIGHT_MAX: usize = 64;
-const RELOAD_BACKOFF: Duration = Duration::from_millis(200);
-const RELOAD_BACKOFF_MAX: Duration = Duration::from_secs(5);
+/// A new leader serves a moment after it is elected, so the first retry comes soon; each later one waits twice as long.
+const RELOAD_BACKOFF: Duration = Duration::from_millis(10);
+const RELOAD_BACKOFF_MAX: Duration = Duration::from_secs(1);
 const TIMER_SLEEP_MS_MAX: i64 = 60_000;
 
 /// A request and where its answer goes.
@@ -372,6 +373,7 @@ async fn load(
         }
         if piece.next_offset > offset {
             (offset, stalled_reads) = (piece.next_offset, 0);
+            backoff = RELOAD_BACKOFF;
             continue;
         }
         // To stop here would forget what has been committed.
@@ -384,6 +386,7 @@ async fn load(
             );
             return Err(ResponseError::CorruptMessage);
         }
-        tokio::time::sleep(RELOAD_BACKOFF).await;
+        tokio::time::sleep(backoff).await;
+        backoff = (backoff * 2).min(RELOAD_BACKOFF_MAX);
     }
 }

@@ -74,10 +74,12 @@ impl GroupCoordinator {
 
     /// Topics are gone: removes their committed offsets here. Call on every broker.
     pub async fn topics_deleted(&self, topics: Vec<String>) {
-        for sender in self.senders() {
-            // One that is loading does it afterwards; of one that has moved, the new leader hears of the deletion too.
-            let _ = Self::ask(Some(sender), Request::TopicsDeleted(topics.clone())).await;
-        }
+        // One that is loading does it afterwards; of one that has moved, the new leader hears of the deletion too.
+        let asked = self
+            .senders()
+            .into_iter()
+            .map(|sender| Self::ask(Some(sender), Request::TopicsDeleted(topics.clone())));
+        futures_util::future::join_all(asked).await;
     }
 
     fn senders(&self) -> Vec<mpsc::Sender<Envelope>> {
