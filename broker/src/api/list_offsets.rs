@@ -26,6 +26,9 @@ const EARLIEST_PENDING_UPLOAD: i64 = -6;
 
 const READ_COMMITTED: i8 = 1;
 
+/// First version whose answer has room for an epoch.
+const LEADER_EPOCH_VERSION: i16 = 4;
+
 pub async fn handle(context: Context, request: ListOffsetsRequest) -> ListOffsetsResponse {
     let read_committed = request.isolation_level == READ_COMMITTED;
     let mut topics = Vec::with_capacity(request.topics.len());
@@ -42,7 +45,10 @@ pub async fn handle(context: Context, request: ListOffsetsRequest) -> ListOffset
                     Ok(Some(found)) => answer
                         .with_offset(found.offset)
                         .with_timestamp(found.timestamp)
-                        .with_leader_epoch(found.leader_epoch),
+                        .with_leader_epoch(match context.version >= LEADER_EPOCH_VERSION {
+                            true => found.leader_epoch,
+                            false => -1,
+                        }),
                     Ok(None) => nothing(answer),
                     Err(code) => nothing(answer).with_error_code(code.code()),
                 },
