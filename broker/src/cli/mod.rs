@@ -5,12 +5,14 @@
 
 mod apply;
 mod consume;
+mod demo;
 mod error;
 mod files;
 mod group;
 mod produce;
 mod record_line;
 mod schema;
+mod serve;
 mod terminal;
 mod topic;
 mod validate;
@@ -34,6 +36,10 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Run a broker until Ctrl-C.
+    Serve(serve::ServeArgs),
+    /// Run a broker with the examples, made-up traffic and the results.
+    Demo(demo::DemoArgs),
     /// Check declarations and tell every mistake in them.
     Validate(validate::ValidateArgs),
     /// Create or change derived topics as their declarations say.
@@ -117,6 +123,8 @@ pub fn main() -> ExitCode {
 
 async fn run(command: Command) -> Result<(), CommandError> {
     match command {
+        Command::Serve(args) => serve::run(&args).await,
+        Command::Demo(args) => demo::run(&args).await,
         Command::Validate(args) => validate::run(&args),
         Command::Apply(args) => apply::run(&args).await,
         Command::Schema => schema::run(),
