@@ -331,7 +331,7 @@ fn decode(bytes: &[u8]) -> Option<Record> {
     let covered = rest;
     let length = u32::from_be_bytes(take(&mut rest)?) as usize;
     // Before the checksum, which would be dear at every place of a long file.
-    if length < BODY_BYTES_MIN || (length - BODY_BYTES_MIN) % 8 != 0 {
+    if length < BODY_BYTES_MIN || !(length - BODY_BYTES_MIN).is_multiple_of(8) {
         return None;
     }
     let mut body = rest.get(..length)?;

@@ -28,6 +28,8 @@ mod index_tests;
 mod kafka_tool_tests;
 mod places;
 pub mod producers;
+#[cfg(test)]
+mod property_tests;
 mod read;
 mod recovery;
 mod retention;
@@ -320,21 +322,29 @@ impl Log {
         index: RaftIndex,
         places: &mut Places<'_>,
     ) -> Result<Option<(u8, Bytes)>, StorageError> {
+        if !self.is_internal(index, places)? {
+            return Ok(None);
+        }
         let (segment, ordinal) = self.segment_of(index);
-        let before = match ordinal.checked_sub(2) {
+        match places.get(&segment, ordinal.saturating_sub(1))? {
+            Some(place) => Ok(self.read_frame(&segment, &place)?.internal_payload()),
+            None => Ok(None),
+        }
+    }
+
+    /// Whether an entry has no records.
+    fn is_internal(&self, index: RaftIndex, places: &mut Places<'_>) -> Result<bool, StorageError> {
+        let (segment, ordinal) = self.segment_of(index);
+        let Some(ordinal) = ordinal.checked_sub(1) else {
+            return Ok(false);
+        };
+        let before = match ordinal.checked_sub(1) {
             Some(before) => places.get(&segment, before)?,
             None => None,
         };
-        let Some(ordinal) = ordinal.checked_sub(1) else {
-            return Ok(None);
-        };
-        let Some(place) = places.get(&segment, ordinal)? else {
-            return Ok(None);
-        };
-        if place.relative_next_offset != before.map_or(0, |before| before.relative_next_offset) {
-            return Ok(None);
-        }
-        Ok(self.read_frame(&segment, &place)?.internal_payload())
+        let offset_before = before.map_or(0, |before| before.relative_next_offset);
+        let place = places.get(&segment, ordinal)?;
+        Ok(place.is_some_and(|place| place.relative_next_offset == offset_before))
     }
 
     /// Entries from `low` up to `high` (not included), at most `bytes_max` bytes but at least one.

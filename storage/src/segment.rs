@@ -263,7 +263,7 @@ impl Segment {
 
     /// Writes zeros from the end up to a position and syncs.
     pub fn zero_behind(&self, to: u64) -> io::Result<()> {
-        const ZEROS: [u8; 64 * 1024] = [0; 64 * 1024];
+        static ZEROS: [u8; 64 * 1024] = [0; 64 * 1024];
         let file = self.file()?;
         let to = self.zeros_end.fetch_max(to, Ordering::Relaxed).max(to);
         let mut position = self.end();

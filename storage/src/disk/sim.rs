@@ -60,6 +60,11 @@ impl SimDisk {
         self.lock().faults = faults;
     }
 
+    /// What all files hold.
+    pub fn used_bytes(&self) -> u64 {
+        self.lock().used_bytes()
+    }
+
     /// Writes, syncs and directory changes so far.
     pub fn operations(&self) -> u64 {
         self.lock().operations

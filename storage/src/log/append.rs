@@ -260,6 +260,9 @@ impl Log {
         self.synced = self.synced.min(end);
         if self.recovery_point > end {
             self.replace_recovery_point(true)?;
+            self.disk
+                .sync_dir(&self.directory)
+                .map_err(|error| self.io_error("sync", error))?;
         }
         Ok(())
     }
@@ -272,6 +275,8 @@ impl Log {
             return Ok(());
         };
         let places = self.all_places(&last)?;
+        // Another segment may get the same name: what was synced of this one says nothing of it.
+        self.lower_synced(0)?;
         self.publish_segments(segments);
         if let Some(dropped) = dropped {
             dropped
@@ -323,8 +328,10 @@ impl Log {
             return Err(StorageError::Failed);
         }
         if let Some(ticket) = self.sync_ticket() {
-            ticket.run()?;
+            ticket.run().inspect_err(|_| self.failed = true)?;
+            self.synced(ticket.point());
         }
+        self.write_recovery_point()?;
         self.write_epochs()?;
         self.active
             .write_index_files(self.epochs.since(self.active.first_index()), &self.places)

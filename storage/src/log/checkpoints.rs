@@ -2,16 +2,19 @@
 //!
 //! ```text
 //! log-start-checkpoint            0 | index, term and offset before the first entry, log start offset | crc32
-//! recovery-point-checkpoint       0 | base offset of a segment, position in its file | crc32
+//! recovery-point-checkpoint       0 | base offset of a segment, position in its file |
+//!                                 term, first index, start offset: a line for each term in it | crc32
 //! ```
 //!
-//! Three lines of text each; the checksum, in hexadecimal, covers the lines before it.
+//! Lines of text; the checksum, in hexadecimal, covers the lines before it. The terms are there
+//! because a batch's epoch lies outside its checksum.
 
 use std::io;
 use std::path::Path;
 
 use super::{Log, LogStart, SyncedPoint};
 use crate::disk::Disk;
+use crate::epochs::{EpochEntry, EpochTable};
 use crate::error::{Corruption, StorageError};
 use crate::ids::{RaftIndex, Term};
 use crate::segment::{read_whole, replace_file};
@@ -29,13 +32,18 @@ impl Log {
     }
 
     /// Writes the recovery point. An old one that says less only makes recovery more lenient, so it
-    /// is synced only where it goes back (the caller then syncs the directory).
+    /// is synced only where it goes back; the caller then syncs the directory, too.
     pub(super) fn replace_recovery_point(&mut self, sync: bool) -> Result<(), StorageError> {
         let SyncedPoint {
             base_offset,
             position,
         } = self.synced;
-        let text = with_checksum(format!("0\n{base_offset} {position}\n"));
+        let mut body = format!("0\n{base_offset} {position}\n");
+        for epoch in self.epochs.since(self.active.first_index()) {
+            let (term, index) = (epoch.term.0, epoch.first_index.0);
+            body += &format!("{term} {index} {}\n", epoch.start_offset);
+        }
+        let text = with_checksum(body);
         if sync {
             let path = self.directory.join(RECOVERY_POINT_FILE);
             replace_file(&*self.disk, &path, text.as_bytes())
@@ -108,13 +116,39 @@ fn parse_start(bytes: &[u8]) -> Option<(LogStart, i64)> {
     Some((start, fields.next()?.parse().ok()?))
 }
 
-/// Up to where the last segment was synced when [`Log::write_recovery_point`] last said so.
-pub(super) fn read_recovery_point(disk: &dyn Disk, directory: &Path) -> Option<SyncedPoint> {
-    let bytes = read_whole(disk, &directory.join(RECOVERY_POINT_FILE)).ok()?;
-    let body = checked(&bytes)?;
-    let (base_offset, position) = body.lines().nth(1)?.split_once(' ')?;
-    Some(SyncedPoint {
-        base_offset: base_offset.parse().ok()?,
-        position: position.parse().ok()?,
+/// What is known of the last segment: [`Log::write_recovery_point`] wrote it.
+#[derive(Default)]
+pub(super) struct RecoveryPoint {
+    /// Up to where it was synced.
+    pub synced: SyncedPoint,
+    /// The terms that wrote to it, as far as it was synced.
+    pub epochs: EpochTable,
+}
+
+pub(super) fn read_recovery_point(disk: &dyn Disk, directory: &Path) -> RecoveryPoint {
+    read_whole(disk, &directory.join(RECOVERY_POINT_FILE))
+        .ok()
+        .and_then(|bytes| parse_recovery_point(&bytes))
+        .unwrap_or_default()
+}
+
+fn parse_recovery_point(bytes: &[u8]) -> Option<RecoveryPoint> {
+    let mut lines = checked(bytes)?.lines().skip(1);
+    let (base_offset, position) = lines.next()?.split_once(' ')?;
+    let mut epochs = EpochTable::default();
+    for line in lines {
+        let mut fields = line.split(' ');
+        epochs.extend(&[EpochEntry {
+            term: Term(fields.next()?.parse().ok()?),
+            first_index: RaftIndex(fields.next()?.parse().ok()?),
+            start_offset: fields.next()?.parse().ok()?,
+        }])?;
+    }
+    Some(RecoveryPoint {
+        synced: SyncedPoint {
+            base_offset: base_offset.parse().ok()?,
+            position: position.parse().ok()?,
+        },
+        epochs,
     })
 }

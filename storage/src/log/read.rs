@@ -236,7 +236,24 @@ fn read_segment(
     let from = segment.with_index(|index| index.position_before(relative.unwrap_or(u32::MAX)));
     let mut frames = Frames::new(segment, u64::from(from), bytes_max);
     let mut run = Run::default();
+    let mut next_offset = None;
     while let Some(frame) = frames.next()? {
+        // The one part of a batch that its own checksum does not cover and that consumers go by.
+        let base_offset = frame.header.base_offset;
+        if next_offset.is_some_and(|next| next != base_offset)
+            || base_offset < segment.base_offset()
+            || frame.header.next_offset() > segment.next_offset()
+        {
+            let (path, position) = (segment.path("log"), frame.position);
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                format!(
+                    "offset {base_offset} at position {position} of {} does not follow",
+                    path.display()
+                ),
+            ));
+        }
+        next_offset = Some(frame.header.next_offset());
         if frame.header.is_internal() {
             found.slices.extend(run.take());
             continue;

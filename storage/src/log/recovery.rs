@@ -15,7 +15,7 @@ use std::sync::Arc;
 use streamgauge_protocol::batch::{BATCH_HEADER_BYTES, BATCH_PREFIX_BYTES};
 
 use super::append::{frame_of, place_of, reserve_bytes};
-use super::checkpoints::{read_recovery_point, read_start, write_start};
+use super::checkpoints::{RecoveryPoint, read_recovery_point, read_start, write_start};
 use super::{Log, LogConfig, LogStart, Shared, SyncedPoint};
 use crate::disk::Disk;
 use crate::epochs::EpochTable;
@@ -27,6 +27,9 @@ use crate::segment::{
     AppendedFrame, NO_TIMESTAMP, Segment, base_offset_of, file_name, read_whole, replace_file,
 };
 use crate::segment_index::SparseIndex;
+
+/// Read at once when looking whether a tail is nothing but zeros.
+const TAIL_READ_BYTES: usize = 256 * 1024;
 
 const METADATA_FILE: &str = "partition.metadata";
 
@@ -111,9 +114,10 @@ impl Log {
         now_ms: i64,
     ) -> Result<(Self, RecoveryReport), StorageError> {
         Opening {
-            disk,
             directory,
             config,
+            recovery_point: read_recovery_point(&*disk, directory),
+            disk,
             report: RecoveryReport::default(),
         }
         .open(now_ms)
@@ -152,6 +156,7 @@ struct Opening<'a> {
     disk: Arc<dyn Disk>,
     directory: &'a Path,
     config: LogConfig,
+    recovery_point: RecoveryPoint,
     report: RecoveryReport,
 }
 
@@ -194,6 +199,11 @@ impl Opening<'_> {
         let found = self.open_active(active_base, next, &mut epochs, cut_short)?;
         let active = Arc::new(found.segment);
         segments.push(Arc::clone(&active));
+        let end = SyncedPoint {
+            base_offset: active.base_offset(),
+            position: active.end(),
+        };
+        let recovery_point = self.recovery_point.synced;
         let mut log = Log {
             disk: self.disk,
             directory: self.directory.to_owned(),
@@ -209,8 +219,8 @@ impl Opening<'_> {
             dirty_files: Vec::new(),
             dirty_directories: Vec::new(),
             failed: self.report.corruption.is_some(),
-            synced: SyncedPoint::default(),
-            recovery_point: SyncedPoint::default(),
+            synced: recovery_point.min(end),
+            recovery_point,
         };
         if self.report.corruption.is_none() {
             log.settle_tail(found.file_bytes, self.report.scanned_entries > 0)?;
@@ -255,14 +265,18 @@ impl Opening<'_> {
         let fits = summary.base_offset == base
             && summary.first_index == next.0
             && base == next.1
-            && summary.log_bytes == file_bytes;
+            && summary.log_bytes <= file_bytes;
         if !fits {
+            return None;
+        }
+        let segment = self.segment(&summary);
+        // What a truncation left is not cut off while the segment may be mapped.
+        if !self.is_zero(&segment, file_bytes).ok()? {
             return None;
         }
         if head.files.entries > 0 {
             epochs.extend(&head.epochs)?;
         }
-        let segment = self.segment(&summary);
         segment.set_index_files(Some(head.files));
         Some(segment)
     }
@@ -282,6 +296,12 @@ impl Opening<'_> {
         if base != next.1 {
             self.report.corruption = Some(self.missing_segment(base, next.1));
         } else if let Some(segment) = self.trusted(base, next, file_bytes, epochs) {
+            if segment.end() < file_bytes {
+                segment
+                    .file()
+                    .and_then(|file| file.set_len(segment.end()))
+                    .map_err(|error| StorageError::io("truncate", &path, error))?;
+            }
             segment.seal();
             return Ok(segment);
         }
@@ -375,9 +395,7 @@ impl Opening<'_> {
         let end = found.segment.end();
         self.report.scanned_entries += found.places.len() as u64;
         if end < file_bytes {
-            let synced = read_recovery_point(&*self.disk, self.directory)
-                .filter(|point| point.base_offset == base)
-                .map_or(0, |point| point.position);
+            let synced = self.synced_in(base);
             if end < synced {
                 self.report.corruption = Some(Corruption {
                     file: path,
@@ -389,6 +407,15 @@ impl Opening<'_> {
             }
         }
         Ok(found)
+    }
+
+    /// Up to where a segment is known to have been synced.
+    fn synced_in(&self, base: i64) -> u64 {
+        let synced = self.recovery_point.synced;
+        match synced.base_offset == base {
+            true => synced.position,
+            false => 0,
+        }
     }
 
     fn missing_segment(&self, found: i64, expected: i64) -> Corruption {
@@ -434,6 +461,7 @@ impl Opening<'_> {
         };
         let mut frames: Vec<AppendedFrame> = Vec::new();
         let mut next_offset = base;
+        let synced = self.synced_in(base);
         let mut walk = Frames::new(&whole, 0, usize::MAX);
         loop {
             let frame = match walk.next() {
@@ -445,9 +473,12 @@ impl Opening<'_> {
             let header = frame.header;
             let bytes = frame.bytes();
             let term = Term::from_leader_epoch(header.partition_leader_epoch);
+            let index = RaftIndex(first_index.0 + found.places.len() as u64);
+            let known_term = self.recovery_point.epochs.term_of(index);
             let counts = header.base_offset == next_offset
                 && header.next_offset() >= next_offset
                 && term >= last_term
+                && (frame.position >= synced || known_term.is_none_or(|known| known == term))
                 && header
                     .verify_crc(bytes.get(BATCH_PREFIX_BYTES..).unwrap_or_default())
                     .is_ok();
@@ -459,7 +490,6 @@ impl Opening<'_> {
             found
                 .places
                 .push(place_of(&appended, base, crc32fast::hash(prefix)));
-            let index = RaftIndex(first_index.0 + found.places.len() as u64 - 1);
             epochs.observe(term, index, header.base_offset);
             if !header.is_internal() {
                 found.first_timestamp.get_or_insert(header.max_timestamp);
@@ -479,19 +509,19 @@ impl Opening<'_> {
 
     /// Whether there is nothing but zeros behind the segment's end.
     fn is_zero(&self, segment: &Segment, file_bytes: u64) -> Result<bool, StorageError> {
-        let tail = self.tail(segment, file_bytes)?;
-        Ok(tail.iter().all(|byte| *byte == 0))
-    }
-
-    /// The bytes of a segment's file behind its end.
-    fn tail(&self, segment: &Segment, file_bytes: u64) -> Result<Vec<u8>, StorageError> {
-        let len = usize::try_from(file_bytes - segment.end()).unwrap_or(usize::MAX);
-        let mut tail = vec![0; len];
-        segment
-            .file()
-            .and_then(|file| file.read_at(segment.end(), &mut tail))
-            .map_err(|error| StorageError::io("read", &segment.path("log"), error))?;
-        Ok(tail)
+        let failed = |error| StorageError::io("read", &segment.path("log"), error);
+        let mut position = segment.end();
+        while position < file_bytes {
+            let len = usize::try_from(file_bytes - position).unwrap_or(usize::MAX);
+            let mut bytes = vec![0; len.min(TAIL_READ_BYTES)];
+            let file = segment.file().map_err(failed)?;
+            file.read_at(position, &mut bytes).map_err(failed)?;
+            if bytes.iter().any(|byte| *byte != 0) {
+                return Ok(false);
+            }
+            position += bytes.len() as u64;
+        }
+        Ok(true)
     }
 }
 
@@ -511,8 +541,10 @@ impl Log {
         if scanned || file_bytes > end {
             let file = self.active.file().map_err(failed)?;
             self.mark_dirty(file);
-            self.dirty_directories.push(self.directory.clone());
         }
+        // A truncation may have been interrupted between removing a segment and making that
+        // durable: it must not come back behind newer entries.
+        self.dirty_directories.push(self.directory.clone());
         Ok(())
     }
 }

@@ -6,8 +6,10 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use super::places::Places;
 use super::{Log, LogStart};
 use crate::error::StorageError;
+use crate::ids::RaftIndex;
 use crate::segment::{NO_TIMESTAMP, Segment};
 
 impl Log {
@@ -25,8 +27,49 @@ impl Log {
     }
 
     /// Removes the segments that retention lets go (`UnifiedLog.deleteOldSegments`) and answers
-    /// with their base offsets. Nothing at or above `offset_limit` goes.
+    /// with their base offsets. Nothing at or above `offset_limit` goes, and no segment that ends
+    /// in entries without records which that offset does not show to be committed: see
+    /// [`Self::expire_committed`].
     pub fn expire(&mut self, now_ms: i64, offset_limit: i64) -> Result<Vec<i64>, StorageError> {
+        let committed = self.committed_by_offset(offset_limit)?;
+        self.expire_committed(now_ms, offset_limit, committed)
+    }
+
+    /// The last entry that is committed for certain if all offsets below `offset_limit` are.
+    fn committed_by_offset(&self, offset_limit: i64) -> Result<RaftIndex, StorageError> {
+        let mut committed = self.start.index;
+        for segment in self.shared.segments.load().iter() {
+            if segment.next_offset() > offset_limit {
+                break;
+            }
+            let count = self.entry_count_of(segment) as u64;
+            let mut last = RaftIndex((segment.first_index().0 + count).saturating_sub(1));
+            if segment.next_offset() == offset_limit {
+                let mut places = Places::new(self);
+                while last > committed && self.is_internal(last, &mut places)? {
+                    last.0 -= 1;
+                }
+            }
+            committed = committed.max(last);
+        }
+        Ok(committed)
+    }
+
+    fn entry_count_of(&self, segment: &Arc<Segment>) -> usize {
+        match Arc::ptr_eq(segment, &self.active) {
+            true => self.places.len(),
+            false => segment.entry_count(),
+        }
+    }
+
+    /// As [`Self::expire`] for an owner that knows the last committed entry: segments that end in
+    /// committed entries without records go, too.
+    pub fn expire_committed(
+        &mut self,
+        now_ms: i64,
+        offset_limit: i64,
+        committed: RaftIndex,
+    ) -> Result<Vec<i64>, StorageError> {
         let segments = self.shared.segments.load_full();
         let mut count = 0;
         let mut excess = self.excess_bytes(&segments);
@@ -35,7 +78,10 @@ impl Log {
             let expired = segment.next_offset() <= self.log_start_offset()
                 || self.is_too_old(segment, now_ms)
                 || (excess >= bytes && bytes > 0);
-            if !expired || segment.next_offset() > offset_limit || segment.end() == 0 {
+            let count_in_it = self.entry_count_of(segment) as u64;
+            let is_committed = segment.next_offset() <= offset_limit
+                && segment.first_index().0 + count_in_it <= committed.0 + 1;
+            if !expired || !is_committed || segment.end() == 0 {
                 break;
             }
             excess -= bytes;
@@ -74,7 +120,7 @@ impl Log {
         let (Some(_), Some(first)) = (removed.first(), kept.first()) else {
             return Ok(Vec::new());
         };
-        let index = crate::ids::RaftIndex(first.first_index().0 - 1);
+        let index = RaftIndex(first.first_index().0 - 1);
         let start = LogStart {
             index,
             term: self.term(index).unwrap_or(self.start.term),
