@@ -13,6 +13,7 @@ use crate::config::BrokerConfig;
 use crate::controller::Controller;
 use crate::controller::decide::{GROUP_METADATA_TOPIC, NewTopic, Placement, Refusal};
 use crate::group::service::GroupCoordinator;
+use crate::jobs::StatusRegistry;
 use crate::offsets_log::OffsetsLog;
 use crate::server::memory::MemoryBudget;
 use crate::topics::TopicRegistry;
@@ -36,6 +37,8 @@ pub struct Broker {
     pub fetch_sessions: FetchSessions,
     pub producer_ids: ProducerIds,
     pub memory: MemoryBudget,
+    /// What each aggregation is doing.
+    pub job_statuses: Arc<StatusRegistry>,
     pub stopping: watch::Receiver<bool>,
 }
 

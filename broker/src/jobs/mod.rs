@@ -11,6 +11,7 @@
 //! Jobs see logs and metadata through two narrow traits ([`log::JobLog`], [`cluster::JobCluster`]). They run on threads of their
 //! own, since folding, decompressing and reading cold logs would hold up connections.
 
+mod broker_cluster;
 pub mod check;
 mod checkpoint;
 pub mod cluster;
@@ -35,6 +36,7 @@ use tokio::runtime::Runtime;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
+pub use broker_cluster::BrokerCluster;
 pub use check::{check_aggregation, check_partition_growth};
 pub use checkpoint::CheckpointPolicy;
 use cluster::JobCluster;
@@ -66,45 +68,49 @@ pub struct JobsConfig {
 
 /// The running runtime.
 pub struct JobsHandle {
-    statuses: Arc<StatusRegistry>,
     stop: watch::Sender<bool>,
     supervisor: JoinHandle<()>,
-    runtime: Runtime,
+    /// There until it is dropped.
+    runtime: Option<Runtime>,
 }
 
-/// Starts the runtime on threads of its own. Errors: the system gives no threads.
-pub fn start(cluster: Arc<dyn JobCluster>, config: JobsConfig) -> std::io::Result<JobsHandle> {
+/// Starts the runtime on threads of its own; what each job is doing is kept in `statuses`. Errors: the system gives no threads.
+pub fn start(
+    cluster: Arc<dyn JobCluster>,
+    config: JobsConfig,
+    statuses: Arc<StatusRegistry>,
+) -> std::io::Result<JobsHandle> {
     let threads = std::thread::available_parallelism().map_or(1, |threads| threads.get());
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(threads)
         .thread_name("jobs")
         .enable_time()
         .build()?;
-    let statuses = Arc::new(StatusRegistry::default());
     let (stop, stopped) = watch::channel(false);
-    let supervisor = runtime.spawn(supervise(cluster, config, Arc::clone(&statuses), stopped));
+    let supervisor = runtime.spawn(supervise(cluster, config, statuses, stopped));
     Ok(JobsHandle {
-        statuses,
         stop,
         supervisor,
-        runtime,
+        runtime: Some(runtime),
     })
 }
 
 impl JobsHandle {
-    /// What each job is doing.
-    pub fn statuses(&self) -> &Arc<StatusRegistry> {
-        &self.statuses
-    }
-
     /// Ends all jobs in good order: everything sent is answered and a checkpoint is left. To be called while partitions still take
     /// appends.
-    pub async fn stop(self) {
+    pub async fn stop(mut self) {
         self.stop.send_replace(true);
-        if let Err(error) = self.supervisor.await {
+        if let Err(error) = (&mut self.supervisor).await {
             tracing::error!(%error, "the supervisor of aggregations has failed");
         }
-        // Nothing is left to wait for, and a runtime must not be dropped where one may not block.
-        self.runtime.shutdown_background();
+    }
+}
+
+impl Drop for JobsHandle {
+    /// A runtime must not be dropped where one may not block, so that its tasks are only told to end.
+    fn drop(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
     }
 }

@@ -24,6 +24,7 @@ use crate::config::{BrokerConfig, Listener};
 use crate::controller::{self, Placed};
 use crate::group::config::GroupConfig;
 use crate::group::service::GroupCoordinator;
+use crate::jobs::{self, BrokerCluster, JobsConfig, JobsHandle};
 use crate::offsets_log::ImageLookup;
 use crate::shard::core::ShardSettings;
 use crate::shard::event::Event;
@@ -67,6 +68,7 @@ pub struct RunningBroker {
     stop: watch::Sender<bool>,
     accepting: tokio::task::JoinHandle<()>,
     writing: tokio::task::JoinHandle<()>,
+    jobs: JobsHandle,
     shards: Vec<(ShardHandle, JoinHandle<()>)>,
     lock: DirectoryLock,
 }
@@ -154,10 +156,12 @@ pub async fn start(config: BrokerConfig) -> Result<RunningBroker, ServeError> {
                 .queued_max_request_bytes
                 .unwrap_or(UNBOUNDED_REQUEST_BYTES),
         ),
+        job_statuses: Arc::default(),
         stopping: stopping.clone(),
         config: Arc::clone(&config),
     });
     broker.lead_groups();
+    let jobs = start_jobs(&broker).map_err(ServeError::Threads)?;
     let accepting = tokio::spawn(accept::run(Arc::clone(&broker), socket, stopping));
     tracing::info!(
         %address,
@@ -172,6 +176,7 @@ pub async fn start(config: BrokerConfig) -> Result<RunningBroker, ServeError> {
         stop,
         accepting,
         writing,
+        jobs,
         shards,
         lock,
     })
@@ -189,6 +194,13 @@ impl RunningBroker {
             .is_err()
         {
             tracing::warn!("connections did not end in time");
+        }
+        // Aggregations leave checkpoints, for which the partitions have to be there.
+        if tokio::time::timeout(patience, self.jobs.stop())
+            .await
+            .is_err()
+        {
+            tracing::warn!("aggregations did not end in time");
         }
         self.writing.abort();
         let mut closing = Vec::new();
@@ -210,6 +222,18 @@ impl RunningBroker {
         drop(self.lock);
         tracing::info!("stopped");
     }
+}
+
+fn start_jobs(broker: &Arc<Broker>) -> io::Result<JobsHandle> {
+    let config = JobsConfig {
+        broker_id: broker.id(),
+        flush_interval_ms: broker.config.aggregation_combine_interval_ms,
+        checkpoints: Default::default(),
+        merger: Default::default(),
+        clock: Arc::new(clock::now_ms),
+    };
+    let cluster = Arc::new(BrokerCluster::new(Arc::clone(broker)));
+    jobs::start(cluster, config, Arc::clone(&broker.job_statuses))
 }
 
 fn data_directory(config: &BrokerConfig) -> Result<PathBuf, ServeError> {

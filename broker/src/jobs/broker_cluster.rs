@@ -1,0 +1,245 @@
+//! The broker as jobs see it: partitions through their handles and views, metadata through the controller.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use streamgauge_protocol::error::ErrorCode;
+use streamgauge_storage::log::ReadError;
+use tokio::sync::{Notify, watch};
+use uuid::Uuid;
+
+use super::cluster::{DerivedTopic, JobCluster, NewJobTopic, TopicInfo};
+use super::log::{Chunk, JobLog, LogError};
+use crate::api::create_topics;
+use crate::broker::Broker;
+use crate::config::AGGREGATION;
+use crate::controller::decide::NewTopic;
+use crate::controller::image::Topic;
+use crate::controller::record::MetadataRecord;
+use crate::shard::event::{Acks, AppendError, DeleteRecordsError};
+use crate::shard::handle::PartitionHandle;
+
+impl JobLog for PartitionHandle {
+    fn append(&self, batch: Bytes) -> BoxFuture<'static, Result<i64, LogError>> {
+        let pending = PartitionHandle::append(self, batch, Acks::All);
+        Box::pin(async move {
+            match pending.answer().await {
+                Ok(appended) => Ok(appended.base_offset),
+                Err(AppendError::NotLeader | AppendError::UnknownPartition) => {
+                    Err(LogError::NotLeader)
+                }
+                Err(error) => Err(LogError::Failed(error.to_string())),
+            }
+        })
+    }
+
+    fn read(&self, offset: i64, bytes_max: usize) -> Result<Chunk, LogError> {
+        let view = self.view();
+        let read = view
+            .reader()
+            .read(offset, bytes_max, view.last_stable_offset(), true);
+        match read {
+            Ok(read) => Ok(Chunk {
+                slices: read.slices,
+                next_offset: read.next_offset,
+            }),
+            Err(ReadError::OffsetOutOfRange {
+                offset,
+                log_start_offset,
+                ..
+            }) => Err(LogError::OutOfRange {
+                offset,
+                start_offset: log_start_offset,
+            }),
+            Err(error) => Err(LogError::Failed(error.to_string())),
+        }
+    }
+
+    fn stable_offset(&self) -> i64 {
+        self.view().last_stable_offset()
+    }
+
+    fn high_watermark(&self) -> i64 {
+        self.view().high_watermark()
+    }
+
+    fn start_offset(&self) -> i64 {
+        self.view().log_start_offset()
+    }
+
+    fn leader_epoch(&self) -> i32 {
+        self.view().leader_epoch()
+    }
+
+    fn is_serving(&self) -> bool {
+        self.view().is_serving()
+    }
+
+    fn wake(&self, waiter: &Arc<Notify>) {
+        self.view().wake(waiter);
+    }
+
+    fn delete_records(&self, before_offset: i64) -> BoxFuture<'static, Result<(), LogError>> {
+        let partition = self.clone();
+        Box::pin(async move {
+            match PartitionHandle::delete_records(&partition, before_offset).await {
+                Ok(_) => Ok(()),
+                Err(DeleteRecordsError::NotLeader) => Err(LogError::NotLeader),
+                Err(error) => Err(LogError::Failed(error.to_string())),
+            }
+        })
+    }
+
+    fn last_sequence(&self, producer_id: i64) -> BoxFuture<'static, Result<Option<i32>, LogError>> {
+        let partition = self.clone();
+        Box::pin(async move {
+            let producers = partition.producers().await.ok_or(LogError::NotLeader)?;
+            let found = producers
+                .iter()
+                .find(|producer| producer.producer_id == producer_id);
+            // An entry may have been made by other batches than those with sequences.
+            Ok(found
+                .map(|producer| producer.last_sequence())
+                .filter(|last| *last >= 0))
+        })
+    }
+}
+
+/// The jobs' view of a broker.
+pub struct BrokerCluster {
+    broker: Arc<Broker>,
+}
+
+impl BrokerCluster {
+    pub fn new(broker: Arc<Broker>) -> BrokerCluster {
+        BrokerCluster { broker }
+    }
+}
+
+fn partitions(topic: &Topic) -> i32 {
+    i32::try_from(topic.partitions.len()).unwrap_or(i32::MAX)
+}
+
+fn derived(topic: &Topic) -> Option<DerivedTopic> {
+    let declaration = topic.configs.get(AGGREGATION)?;
+    if declaration.trim().is_empty() {
+        return None;
+    }
+    let replicas = topic.partitions.first().map_or(1, Vec::len);
+    Some(DerivedTopic {
+        name: topic.name.clone(),
+        topic_id: topic.topic_id,
+        partitions: partitions(topic),
+        replication_factor: i16::try_from(replicas).unwrap_or(i16::MAX),
+        declaration: declaration.clone(),
+        producer_id: topic.aggregation_producer_id,
+    })
+}
+
+impl JobCluster for BrokerCluster {
+    fn changes(&self) -> watch::Receiver<u64> {
+        self.broker.controller.changes()
+    }
+
+    fn derived_topics(&self) -> Vec<DerivedTopic> {
+        self.broker.controller.read(|image| {
+            image
+                .topics()
+                .filter_map(|topic| derived(topic))
+                .collect()
+        })
+    }
+
+    fn topics_with_prefix(&self, prefix: &str) -> Vec<String> {
+        self.broker.controller.read(|image| {
+            image
+                .topics_from(prefix)
+                .take_while(|topic| topic.name.starts_with(prefix))
+                .map(|topic| topic.name.clone())
+                .collect()
+        })
+    }
+
+    fn topic(&self, name: &str) -> Option<TopicInfo> {
+        self.broker.controller.read(|image| {
+            image.topic(name).map(|topic| TopicInfo {
+                topic_id: topic.topic_id,
+                partitions: partitions(topic),
+            })
+        })
+    }
+
+    fn log(&self, topic_id: Uuid, partition: i32) -> Option<Arc<dyn JobLog>> {
+        let handle = self.broker.topics.by_id(topic_id)?.partition(partition)?;
+        Some(Arc::new(handle))
+    }
+
+    fn create_topic(&self, new: NewJobTopic) -> BoxFuture<'static, Result<(), String>> {
+        let broker = Arc::clone(&self.broker);
+        Box::pin(async move {
+            let new = NewTopic {
+                name: new.name,
+                partitions: new.partitions,
+                replication_factor: new.replication_factor,
+                assignments: Vec::new(),
+                configs: new.configs,
+                internal: new.internal,
+            };
+            let outcomes = create_topics::create(&broker, vec![new], false).await;
+            match outcomes.into_iter().next() {
+                Some((_, Err(refusal))) if refusal.code != ErrorCode::TopicAlreadyExists => {
+                    Err(refusal.message)
+                }
+                _ => Ok(()),
+            }
+        })
+    }
+
+    fn delete_topic(&self, name: &str) -> BoxFuture<'static, Result<(), String>> {
+        let controller = self.broker.controller.clone();
+        let name = name.to_owned();
+        Box::pin(async move {
+            let decided = controller.write(move |image| {
+                let removed = image.topic(&name).map(|topic| MetadataRecord::TopicRemoved {
+                    topic_id: topic.topic_id,
+                });
+                (removed.into_iter().collect(), ())
+            });
+            decided.await.map_err(|refusal| refusal.message)
+        })
+    }
+
+    fn assign_producer_ids(
+        &self,
+        topic_id: Uuid,
+        count: i64,
+    ) -> BoxFuture<'static, Result<i64, String>> {
+        let controller = self.broker.controller.clone();
+        Box::pin(async move {
+            let decided = controller.write(move |image| {
+                let Some(topic) = image.topic_by_id(topic_id) else {
+                    return (Vec::new(), None);
+                };
+                if let Some(producer_id) = topic.aggregation_producer_id {
+                    return (Vec::new(), Some(producer_id));
+                }
+                let producer_id = image.next_producer_id();
+                let records = vec![
+                    MetadataRecord::ProducerIds {
+                        next_producer_id: producer_id.saturating_add(count),
+                    },
+                    MetadataRecord::AggregationProducer {
+                        topic_id,
+                        producer_id,
+                    },
+                ];
+                (records, Some(producer_id))
+            });
+            decided
+                .await
+                .map_err(|refusal| refusal.message)?
+                .ok_or_else(|| "the topic was deleted".to_owned())
+        })
+    }
+}
