@@ -143,12 +143,9 @@ impl JobCluster for BrokerCluster {
     }
 
     fn derived_topics(&self) -> Vec<DerivedTopic> {
-        self.broker.controller.read(|image| {
-            image
-                .topics()
-                .filter_map(|topic| derived(topic))
-                .collect()
-        })
+        self.broker
+            .controller
+            .read(|image| image.topics().filter_map(|topic| derived(topic)).collect())
     }
 
     fn topics_with_prefix(&self, prefix: &str) -> Vec<String> {
@@ -201,9 +198,11 @@ impl JobCluster for BrokerCluster {
         let name = name.to_owned();
         Box::pin(async move {
             let decided = controller.write(move |image| {
-                let removed = image.topic(&name).map(|topic| MetadataRecord::TopicRemoved {
-                    topic_id: topic.topic_id,
-                });
+                let removed = image
+                    .topic(&name)
+                    .map(|topic| MetadataRecord::TopicRemoved {
+                        topic_id: topic.topic_id,
+                    });
                 (removed.into_iter().collect(), ())
             });
             decided.await.map_err(|refusal| refusal.message)
