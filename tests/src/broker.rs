@@ -263,10 +263,9 @@ pub fn streamgauge() -> Command {
             .args([
                 "build",
                 "-q",
-                "-p",
-                "streamgauge",
-                "--bin",
-                "streamgauge",
+                // The same features as `cargo test --workspace` chose: nothing is built twice.
+                "--workspace",
+                "--bins",
                 "--target-dir",
             ])
             .arg(target_dir());
@@ -277,7 +276,14 @@ pub fn streamgauge() -> Command {
         run(cargo, BUILD_TIME_MAX).expect_success("building the broker");
         profile.join("streamgauge")
     });
-    Command::new(binary)
+    let mut command = Command::new(binary);
+    // The program reads its settings from variables of this prefix; those of the tests are not.
+    for (name, _) in std::env::vars_os() {
+        if name.as_encoded_bytes().starts_with(b"STREAMGAUGE_") {
+            command.env_remove(name);
+        }
+    }
+    command
 }
 
 fn launch(peer: Peer, directory: &Path, port: u16, settings: &[String]) -> Child {
