@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use tokio::sync::watch;
+use tokio::sync::{OnceCell, watch};
 
 use crate::api::create_topics;
 use crate::api::fetch::session::FetchSessions;
@@ -40,6 +40,8 @@ pub struct Broker {
     /// What each aggregation is doing.
     pub job_statuses: Arc<StatusRegistry>,
     pub stopping: watch::Receiver<bool>,
+    /// Set once this broker has taken up the work of the group coordinators.
+    pub coordinating: OnceCell<()>,
 }
 
 impl Broker {
@@ -67,9 +69,21 @@ impl Broker {
         }
     }
 
-    /// Makes the topic of the group coordinators, with Kafka's settings for it, and takes up
-    /// their work.
-    pub async fn create_offsets_topic(self: &Arc<Self>) -> Result<(), Refusal> {
+    /// Makes sure that groups have coordinators: their topic exists and its partitions' work has
+    /// been taken up. Nobody is sent to a coordinator before.
+    pub async fn coordinate_groups(self: &Arc<Self>) -> Result<(), Refusal> {
+        let taken_up = self.coordinating.get_or_try_init(|| async {
+            if self.topics.by_name(GROUP_METADATA_TOPIC).is_none() {
+                self.create_offsets_topic().await?;
+            }
+            self.lead_groups();
+            Ok(())
+        });
+        taken_up.await.map(|_| ())
+    }
+
+    /// Makes the topic of the group coordinators, with Kafka's settings for it.
+    async fn create_offsets_topic(self: &Arc<Self>) -> Result<(), Refusal> {
         let config = &self.config;
         let new = NewTopic {
             name: GROUP_METADATA_TOPIC.to_owned(),
@@ -93,17 +107,14 @@ impl Broker {
             .next();
         match outcome {
             Some((_, Err(refusal))) if refusal.code != ErrorCode::TopicAlreadyExists => {
-                return Err(refusal);
+                Err(refusal)
             }
-            Some((_, Err(_))) => return Ok(()),
-            _ => {}
+            _ => Ok(()),
         }
-        self.lead_groups();
-        Ok(())
     }
 
     /// Takes up the work of the coordinators whose partitions are led here.
-    pub fn lead_groups(&self) {
+    fn lead_groups(&self) {
         let Some(topic) = self.topics.by_name(GROUP_METADATA_TOPIC) else {
             return;
         };

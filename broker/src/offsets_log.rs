@@ -5,6 +5,7 @@ use std::sync::Arc;
 use bytes::{Bytes, BytesMut};
 use futures_util::future::BoxFuture;
 use streamgauge_protocol::error::ErrorCode;
+use streamgauge_storage::log::ReadError;
 use uuid::Uuid;
 
 use crate::api::fetch;
@@ -56,7 +57,12 @@ impl CoordinatorLog for OffsetsLog {
                 .await
                 .map_err(|error| {
                     tracing::error!(%error, "group metadata could not be read");
-                    ErrorCode::KafkaStorageError
+                    match error {
+                        ReadError::Io(error) if error.kind() == std::io::ErrorKind::InvalidData => {
+                            ErrorCode::CorruptMessage
+                        }
+                        _ => ErrorCode::KafkaStorageError,
+                    }
                 })?;
             let mut batches = BytesMut::with_capacity(read.bytes);
             for slice in &read.slices {

@@ -158,7 +158,7 @@ fn check_declaration(topic: &Topic) -> Result<(), Refusal> {
 /// Creates the topic that a client asked metadata for.
 pub async fn auto_create(broker: &Arc<Broker>, name: &str) -> Result<Arc<Topic>, Refusal> {
     if name == crate::controller::decide::GROUP_METADATA_TOPIC {
-        broker.create_offsets_topic().await?;
+        broker.coordinate_groups().await?;
     } else {
         let new = NewTopic {
             name: name.to_owned(),

@@ -26,9 +26,7 @@ pub async fn find_coordinator(
     request: FindCoordinatorRequest,
 ) -> FindCoordinatorResponse {
     let broker = &context.broker;
-    if broker.topics.by_name(GROUP_METADATA_TOPIC).is_none()
-        && let Err(refusal) = broker.create_offsets_topic().await
-    {
+    if let Err(refusal) = broker.coordinate_groups().await {
         tracing::warn!(%refusal, "the offsets topic could not be created");
     }
     find::handle(context.version, &request, |group| {

@@ -21,6 +21,7 @@ use crate::api::fetch::session::FetchSessions;
 use crate::broker::{Broker, Endpoint};
 use crate::clock;
 use crate::config::{BrokerConfig, Listener};
+use crate::controller::decide::GROUP_METADATA_TOPIC;
 use crate::controller::{self, Placed};
 use crate::group::config::GroupConfig;
 use crate::group::service::GroupCoordinator;
@@ -158,9 +159,14 @@ pub async fn start(config: BrokerConfig) -> Result<RunningBroker, ServeError> {
         ),
         job_statuses: Arc::default(),
         stopping: stopping.clone(),
+        coordinating: Default::default(),
         config: Arc::clone(&config),
     });
-    broker.lead_groups();
+    if broker.topics.by_name(GROUP_METADATA_TOPIC).is_some()
+        && let Err(refusal) = broker.coordinate_groups().await
+    {
+        tracing::warn!(%refusal, "groups have no coordinator yet");
+    }
     let jobs = start_jobs(&broker).map_err(ServeError::Threads)?;
     let accepting = tokio::spawn(accept::run(Arc::clone(&broker), socket, stopping));
     tracing::info!(
@@ -344,6 +350,7 @@ fn group_config(config: &BrokerConfig) -> GroupConfig {
         offsets_retention_ms: config.offsets_retention_minutes.saturating_mul(60_000),
         offsets_retention_check_interval_ms: config.offsets_retention_check_interval_ms,
         offsets_topic_partitions: config.offsets_topic_num_partitions,
+        commit_timeout_ms: config.offsets_commit_timeout_ms,
         ..GroupConfig::default()
     }
 }
