@@ -78,9 +78,6 @@ pub(super) fn parse_all(text: &str, file: &str) -> Result<Vec<Declaration>, Vec<
                 None,
             );
         }
-        if let Err(mistakes) = Plan::compile(&declaration) {
-            reader.mistakes.extend(mistakes);
-        }
         declarations.push(declaration);
     }
     if declarations.is_empty() && reader.mistakes.is_empty() {
@@ -192,24 +189,50 @@ impl Reader<'_> {
         let late = self.side_topic(&mapping, "late");
         let dead_letter = self.side_topic(&mapping, "dead_letter");
         let configs = self.configs(&mapping);
-        let (group_by, aggregate) = (group_by?, aggregate?);
-        self.column_names(&group_by, &aggregate);
+        if let (Some(group_by), Some(aggregate)) = (&group_by, &aggregate) {
+            self.column_names(group_by, aggregate);
+        }
+        let complete = topic.is_some()
+            && from.is_some()
+            && time.is_some()
+            && window.is_some()
+            && group_by.is_some()
+            && aggregate.is_some();
+        // Where a part is missing another stands in, so that the expressions can be checked all the same.
         let declaration = Declaration {
-            topic: topic?,
+            topic: topic.unwrap_or_default(),
             description,
             partitions,
-            from: from?,
-            time: time?,
+            from: from.unwrap_or(Source {
+                topic: String::new(),
+                format: Format::Json,
+                start: Start::Earliest,
+            }),
+            time: time.unwrap_or(Time {
+                field: None,
+                unit: None,
+                max_out_of_orderness_ms: 0,
+                idle_timeout_ms: None,
+            }),
             predicate,
-            group_by,
-            window: window?,
-            aggregate,
+            group_by: group_by.unwrap_or_default(),
+            window: window.unwrap_or(Window {
+                tumbling_ms: 1,
+                offset_ms: 0,
+            }),
+            aggregate: aggregate.unwrap_or_default(),
             late,
             dead_letter,
             configs,
             text,
             file: self.file.to_string(),
         };
+        if let Err(mistakes) = Plan::compile(&declaration) {
+            self.mistakes.extend(mistakes);
+        }
+        if !complete {
+            return None;
+        }
         self.topics_differ(&declaration, mapping.place);
         Some(declaration)
     }

@@ -84,6 +84,7 @@ aggregate: { a: summ(x), shop: count(*) }
         "group_by.window_end: is the name of a column that every result has",
         "window.offset: must be smaller than the window",
         "aggregate.shop: the column 'shop' is named twice",
+        "f.yaml:8:17: aggregate.a: unknown aggregate function 'summ' (did you mean 'sum'?)",
     ] {
         assert!(
             found.iter().any(|mistake| mistake.contains(part)),
