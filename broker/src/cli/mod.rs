@@ -78,6 +78,14 @@ struct ConnectArgs {
 impl ConnectArgs {
     /// Connects; operations give up after `operation_timeout`.
     async fn connect(&self, operation_timeout: Duration) -> Result<Client, ClientError> {
+        self.connect_with(|options| options.operation_timeout = operation_timeout)
+            .await
+    }
+
+    async fn connect_with(
+        &self,
+        set: impl FnOnce(&mut ClientOptions),
+    ) -> Result<Client, ClientError> {
         let level = match self.verbose {
             0 => "warn",
             1 => "info",
@@ -85,7 +93,7 @@ impl ConnectArgs {
         };
         terminal::log_to_stderr(EnvFilter::new(level));
         let mut options = ClientOptions::new(&self.bootstrap_server);
-        options.operation_timeout = operation_timeout;
+        set(&mut options);
         Client::connect(options).await
     }
 

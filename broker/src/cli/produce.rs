@@ -54,7 +54,11 @@ pub(super) enum Format {
 }
 
 pub(super) async fn run(args: &ProduceArgs) -> Result<(), CommandError> {
-    let client = args.connect.connect(args.timeout).await?;
+    let client = args.connect.connect_with(|options| {
+        options.operation_timeout = args.timeout;
+        options.allow_auto_create_topics = true;
+    });
+    let client = client.await?;
     let options = ProducerOptions {
         acks: args.acks,
         compression: args.compression,

@@ -28,6 +28,8 @@ pub struct ClientOptions {
     pub request_timeout: Duration,
     /// For an operation with all its retries; Kafka's `default.api.timeout.ms`.
     pub operation_timeout: Duration,
+    /// Whether asking about a topic may create it, if the broker's `auto.create.topics.enable` says so. A producer's default in Kafka.
+    pub allow_auto_create_topics: bool,
 }
 
 impl ClientOptions {
@@ -37,6 +39,7 @@ impl ClientOptions {
             client_id: "streamgauge".to_owned(),
             request_timeout: Duration::from_secs(30),
             operation_timeout: Duration::from_secs(60),
+            allow_auto_create_topics: false,
         }
     }
 }
@@ -106,7 +109,7 @@ impl Client {
         }
     }
 
-    /// Asks the cluster about a topic, once. Does not create it.
+    /// What the cluster knows of a topic now; an error if it knows none.
     pub async fn describe_topic(&mut self, topic: &str) -> Result<TopicMetadata, ClientError> {
         let mut retry = self.retry();
         loop {
@@ -135,7 +138,7 @@ impl Client {
         }
     }
 
-    /// The broker that leads the partition; `None` in the answer means that the topic is known and nobody leads now.
+    /// The broker that leads the partition. `LeaderNotAvailable`: nobody does now.
     pub(super) async fn leader_of(
         &mut self,
         partition: &TopicPartition,
@@ -303,7 +306,7 @@ impl Client {
         });
         let request = MetadataRequest::default()
             .with_topics(asked)
-            .with_allow_auto_topic_creation(false);
+            .with_allow_auto_topic_creation(self.options.allow_auto_create_topics);
         let response: MetadataResponse = self.call_any(&request, METADATA_VERSION_MAX).await?;
         self.controller = response.controller_id.0;
         for broker in &response.brokers {

@@ -9,10 +9,12 @@ mod connection;
 pub mod consumer;
 pub mod error;
 pub mod group;
-mod partitioner;
 pub mod producer;
 mod range_assignor;
 pub mod retry;
+
+#[cfg(test)]
+mod tests;
 
 pub use cluster::{Client, ClientOptions, TopicMetadata};
 pub use consumer::{ConsumedRecord, Consumer, ConsumerOptions, StartOffset};

@@ -10,6 +10,7 @@ use kafka_protocol::messages::produce_request::{PartitionProduceData, TopicProdu
 use kafka_protocol::messages::{
     InitProducerIdRequest, InitProducerIdResponse, ProduceRequest, ProduceResponse, ProducerId,
 };
+use streamgauge_aggregator::combine::partitioner::partition_for_key;
 use streamgauge_protocol::ErrorCode;
 use streamgauge_protocol::batch::{BatchBuilder, Header};
 use streamgauge_protocol::compression::Compression;
@@ -17,7 +18,6 @@ use streamgauge_protocol::compression::Compression;
 use super::TopicPartition;
 use super::cluster::{ANY_VERSION, Client, name_of};
 use super::error::{ClientError, check};
-use super::partitioner::partition_for_key;
 use super::retry::Retry;
 
 /// Later versions name topics by id.
