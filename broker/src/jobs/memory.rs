@@ -36,10 +36,11 @@ struct Inner {
     deleted: bool,
 }
 
-/// Tells a test that so many appends have been made.
+/// Tells a test that so many appends have been made, and refuses one now and then.
 #[derive(Default)]
 pub struct CrashPoint {
     appends_left: AtomicI64,
+    failure_in: AtomicI64,
     pub reached: Notify,
 }
 
@@ -48,10 +49,17 @@ impl CrashPoint {
         self.appends_left.store(appends, Ordering::SeqCst);
     }
 
-    fn count(&self) {
+    /// The append after so many is refused.
+    pub fn arm_failure(&self, appends: i64) {
+        self.failure_in.store(appends, Ordering::SeqCst);
+    }
+
+    /// True if this append is to be refused.
+    fn count(&self) -> bool {
         if self.appends_left.fetch_sub(1, Ordering::SeqCst) == 1 {
             self.reached.notify_one();
         }
+        self.failure_in.fetch_sub(1, Ordering::SeqCst) == 1
     }
 }
 
@@ -160,7 +168,10 @@ impl Inner {
 
 impl JobLog for MemoryLog {
     fn append(&self, batch: Bytes) -> BoxFuture<'static, Result<i64, LogError>> {
-        self.crash.count();
+        if self.crash.count() {
+            let error = LogError::Failed("the disk is full".to_owned());
+            return Box::pin(std::future::ready(Err(error)));
+        }
         let (reply, answer) = oneshot::channel();
         {
             let mut inner = self.lock();
