@@ -26,6 +26,8 @@ mod crash_tests;
 mod index_tests;
 #[cfg(test)]
 mod kafka_tool_tests;
+#[cfg(test)]
+mod many_tests;
 mod places;
 pub mod producers;
 #[cfg(test)]

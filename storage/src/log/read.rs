@@ -173,16 +173,23 @@ impl LogReader {
         });
         for segment in candidates {
             self.shared.touch(segment);
-            let from = segment.with_index(|index| {
-                index
-                    .time_before(timestamp)
-                    .map_or(0, |entry| index.position_before(entry.relative_offset))
+            let (from, from_offset) = segment.with_index(|index| {
+                index.time_before(timestamp).map_or((0, 0), |entry| {
+                    let position = index.position_before(entry.relative_offset);
+                    (position, i64::from(entry.relative_offset))
+                })
             });
+            // What lies behind the limit may be cut off at any time: it is not even looked at.
+            let mut next_offset = segment.base_offset() + from_offset;
             let mut frames = Frames::new(segment, u64::from(from), usize::MAX);
-            while let Some(frame) = frames.next()? {
-                if frame.header.base_offset >= offset_limit {
+            loop {
+                if next_offset >= offset_limit {
                     return Ok(None);
                 }
+                let Some(frame) = frames.next()? else {
+                    break;
+                };
+                next_offset = frame.header.next_offset();
                 let may_hold = !frame.header.is_internal()
                     && frame.header.max_timestamp >= timestamp
                     && frame.header.last_offset() >= start;
@@ -232,12 +239,18 @@ fn read_segment(
     at_least_one: bool,
     found: &mut ReadSlices,
 ) -> io::Result<()> {
+    if segment.base_offset() >= offset_limit {
+        return Ok(());
+    }
     let relative = u32::try_from(offset.saturating_sub(segment.base_offset()).max(0));
     let from = segment.with_index(|index| index.position_before(relative.unwrap_or(u32::MAX)));
     let mut frames = Frames::new(segment, u64::from(from), bytes_max);
     let mut run = Run::default();
     let mut next_offset = None;
-    while let Some(frame) = frames.next()? {
+    // What lies behind the limit may be cut off at any time: it is not even looked at.
+    while next_offset.is_none_or(|next| next < offset_limit)
+        && let Some(frame) = frames.next()?
+    {
         // The one part of a batch that its own checksum does not cover and that consumers go by.
         let base_offset = frame.header.base_offset;
         if next_offset.is_some_and(|next| next != base_offset)

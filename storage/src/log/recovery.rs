@@ -23,9 +23,7 @@ use crate::error::{Corruption, StorageError};
 use crate::frames::Frames;
 use crate::ids::{RaftIndex, Term};
 use crate::raft_index::{self, EntryPlace, SegmentSummary};
-use crate::segment::{
-    AppendedFrame, NO_TIMESTAMP, Segment, base_offset_of, file_name, read_whole, replace_file,
-};
+use crate::segment::{AppendedFrame, NO_TIMESTAMP, Segment, base_offset_of, file_name, read_whole};
 use crate::segment_index::SparseIndex;
 
 /// Read at once when looking whether a tail is nothing but zeros.
@@ -46,7 +44,8 @@ pub struct RecoveryReport {
 }
 
 impl Log {
-    /// Makes a new log. `topic_id` is Kafka's text form, for `partition.metadata`.
+    /// Makes a new log. `topic_id` is Kafka's text form, for `partition.metadata`. All of it is
+    /// durable after the first [`super::SyncTicket`], so that many logs can share their syncs.
     pub fn create(
         disk: Arc<dyn Disk>,
         directory: &Path,
@@ -58,7 +57,11 @@ impl Log {
         let failed = |error| StorageError::io("create", directory, error);
         disk.create_dir_all(directory).map_err(failed)?;
         let metadata = format!("version: 0\ntopic_id: {topic_id}\n");
-        replace_file(&*disk, &directory.join(METADATA_FILE), metadata.as_bytes())
+        let metadata_file = disk
+            .create(&directory.join(METADATA_FILE))
+            .map_err(failed)?;
+        metadata_file
+            .write_at(0, &[io::IoSlice::new(metadata.as_bytes())])
             .map_err(failed)?;
         if start != LogStart::of_new_partition() {
             write_start(&*disk, directory, start, start.offset)?;
@@ -87,7 +90,7 @@ impl Log {
             bytes_since_index: 0,
             start,
             epochs: EpochTable::default(),
-            dirty_files: vec![file],
+            dirty_files: vec![metadata_file, file],
             dirty_directories: directories,
             failed: false,
             synced: SyncedPoint::default(),
@@ -100,6 +103,8 @@ impl Log {
     pub fn topic_id(disk: &dyn Disk, directory: &Path) -> Option<String> {
         let bytes = read_whole(disk, &directory.join(METADATA_FILE)).ok()?;
         let text = String::from_utf8(bytes).ok()?;
+        // Its end may not have reached the disk.
+        let text = text.strip_suffix('\n')?;
         let line = text
             .lines()
             .find_map(|line| line.strip_prefix("topic_id: "))?;
