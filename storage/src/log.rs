@@ -22,6 +22,7 @@ mod append;
 mod checkpoints;
 #[cfg(test)]
 mod crash_tests;
+mod create;
 #[cfg(test)]
 mod index_tests;
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! Creating a log and opening one again.
+//! Opening a log again.
 //!
 //! Sealed segments were durable before the next was begun; their `.ridx` tells what they hold, and
 //! one whose `.ridx` is missing is scanned, where any damage is corruption. The last segment is
@@ -15,7 +15,7 @@ use std::sync::Arc;
 use streamgauge_protocol::batch::{BATCH_HEADER_BYTES, BATCH_PREFIX_BYTES};
 
 use super::append::{frame_of, place_of, reserve_bytes};
-use super::checkpoints::{RecoveryPoint, read_recovery_point, read_start, write_start};
+use super::checkpoints::{RecoveryPoint, read_recovery_point, read_start};
 use super::{Log, LogConfig, LogStart, Shared, SyncedPoint};
 use crate::disk::Disk;
 use crate::epochs::EpochTable;
@@ -23,13 +23,11 @@ use crate::error::{Corruption, StorageError};
 use crate::frames::Frames;
 use crate::ids::{RaftIndex, Term};
 use crate::raft_index::{self, EntryPlace, SegmentSummary};
-use crate::segment::{AppendedFrame, NO_TIMESTAMP, Segment, base_offset_of, file_name, read_whole};
+use crate::segment::{AppendedFrame, NO_TIMESTAMP, Segment, base_offset_of, file_name};
 use crate::segment_index::SparseIndex;
 
 /// Read at once when looking whether a tail is nothing but zeros.
 const TAIL_READ_BYTES: usize = 256 * 1024;
-
-const METADATA_FILE: &str = "partition.metadata";
 
 /// What opening found.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
@@ -44,73 +42,6 @@ pub struct RecoveryReport {
 }
 
 impl Log {
-    /// Makes a new log. `topic_id` is Kafka's text form, for `partition.metadata`. All of it is
-    /// durable after the first [`super::SyncTicket`], so that many logs can share their syncs.
-    pub fn create(
-        disk: Arc<dyn Disk>,
-        directory: &Path,
-        config: LogConfig,
-        start: LogStart,
-        topic_id: &str,
-        now_ms: i64,
-    ) -> Result<Self, StorageError> {
-        let failed = |error| StorageError::io("create", directory, error);
-        disk.create_dir_all(directory).map_err(failed)?;
-        let metadata = format!("version: 0\ntopic_id: {topic_id}\n");
-        let metadata_file = disk
-            .create(&directory.join(METADATA_FILE))
-            .map_err(failed)?;
-        metadata_file
-            .write_at(0, &[io::IoSlice::new(metadata.as_bytes())])
-            .map_err(failed)?;
-        if start != LogStart::of_new_partition() {
-            write_start(&*disk, directory, start, start.offset)?;
-        }
-        let active = Segment::create(
-            Arc::clone(&disk),
-            directory,
-            start.offset,
-            start.index.next(),
-            reserve_bytes(config.segment_bytes),
-        )
-        .map_err(failed)?;
-        let mut directories = vec![directory.to_owned()];
-        directories.extend(directory.parent().map(Path::to_owned));
-        let active = Arc::new(active);
-        let file = active.file().map_err(failed)?;
-        Ok(Self {
-            disk,
-            directory: directory.to_owned(),
-            config,
-            shared: Arc::new(Shared::new(vec![Arc::clone(&active)], start.offset)),
-            active,
-            places: Vec::new(),
-            first_timestamp: None,
-            active_since_ms: now_ms,
-            bytes_since_index: 0,
-            start,
-            epochs: EpochTable::default(),
-            dirty_files: vec![metadata_file, file],
-            dirty_directories: directories,
-            failed: false,
-            synced: SyncedPoint::default(),
-            recovery_point: SyncedPoint::default(),
-        })
-    }
-
-    /// The topic id that a partition's directory was made for, in Kafka's text form; `None` if its
-    /// creation was not finished.
-    pub fn topic_id(disk: &dyn Disk, directory: &Path) -> Option<String> {
-        let bytes = read_whole(disk, &directory.join(METADATA_FILE)).ok()?;
-        let text = String::from_utf8(bytes).ok()?;
-        // Its end may not have reached the disk.
-        let text = text.strip_suffix('\n')?;
-        let line = text
-            .lines()
-            .find_map(|line| line.strip_prefix("topic_id: "))?;
-        Some(line.trim().to_owned())
-    }
-
     /// Opens a log, recovers its tail and says what that took.
     pub fn open(
         disk: Arc<dyn Disk>,
@@ -126,18 +57,6 @@ impl Log {
             report: RecoveryReport::default(),
         }
         .open(now_ms)
-    }
-}
-
-impl LogStart {
-    /// Where the logs of new partitions begin. The index is not zero, so that an empty replica
-    /// which joins later is behind every log's start and is told where to begin.
-    pub const fn of_new_partition() -> Self {
-        Self {
-            index: RaftIndex(5),
-            term: Term(0),
-            offset: 0,
-        }
     }
 }
 
