@@ -75,8 +75,17 @@ pub(super) async fn run(args: &ConsumeArgs) -> Result<(), CommandError> {
                 ..ConsumerOptions::default()
             };
             let mut client = client;
-            // A topic that is not there is said at once.
-            client.describe_topic(&args.topic).await?;
+            // A topic or partition that is not there is said at once.
+            let topic = client.describe_topic(&args.topic).await?;
+            if let Some(partition) = args.partition
+                && !topic.partitions.contains_key(&partition)
+            {
+                let count = topic.partitions.len();
+                return Err(CommandError::Refused(format!(
+                    "topic {} has no partition {partition}, only {count}",
+                    args.topic
+                )));
+            }
             let mut consumer = Consumer::new(client, options);
             match args.partition {
                 Some(partition) => {

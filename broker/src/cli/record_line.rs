@@ -11,6 +11,9 @@ use serde_json::{Map, Value, json};
 
 use crate::client::ConsumedRecord;
 
+/// A header's key and value.
+pub(super) type ParsedHeader = (String, Option<Vec<u8>>);
+
 /// A record read from a line.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct ParsedRecord {
@@ -18,7 +21,7 @@ pub(super) struct ParsedRecord {
     pub timestamp: Option<i64>,
     pub key: Option<Vec<u8>>,
     pub value: Option<Vec<u8>>,
-    pub headers: Vec<(String, Option<Vec<u8>>)>,
+    pub headers: Vec<ParsedHeader>,
 }
 
 /// A line without key is all value; with a separator what stands before it is the key.
@@ -133,7 +136,7 @@ fn integer(name: &str, value: &Value) -> Result<i64, String> {
         .ok_or_else(|| format!("has a {name} that is no integer"))
 }
 
-fn headers(value: Value) -> Result<Vec<(String, Option<Vec<u8>>)>, String> {
+fn headers(value: Value) -> Result<Vec<ParsedHeader>, String> {
     let wrong = || {
         "has headers that are neither an object nor a list of {\"key\":…,\"value\":…}".to_owned()
     };

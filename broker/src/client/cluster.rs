@@ -309,6 +309,14 @@ impl Client {
             .with_allow_auto_topic_creation(self.options.allow_auto_create_topics);
         let response: MetadataResponse = self.call_any(&request, METADATA_VERSION_MAX).await?;
         self.controller = response.controller_id.0;
+        let told = |id: &i32| {
+            response
+                .brokers
+                .iter()
+                .any(|broker| broker.node_id.0 == *id)
+        };
+        self.brokers.retain(|id, _| told(id));
+        self.connections.retain(|id, _| told(id));
         for broker in &response.brokers {
             let address = format!("{}:{}", broker.host, broker.port);
             let id = broker.node_id.0;

@@ -6,7 +6,6 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use bytes::Bytes;
 use kafka_protocol::messages::join_group_request::JoinGroupRequestProtocol;
 use kafka_protocol::messages::leave_group_request::MemberIdentity;
 use kafka_protocol::messages::offset_commit_request::{
@@ -356,7 +355,7 @@ impl GroupConsumer {
         }
         let mut assignments = Vec::with_capacity(members.len());
         for (member, partitions) in assign(&members, &partitions) {
-            let bytes = encode_assignment(&partitions).unwrap_or_else(Bytes::new);
+            let bytes = encode_assignment(&partitions).unwrap_or_default();
             assignments.push(
                 SyncGroupRequestAssignment::default()
                     .with_member_id(text(&member))
