@@ -66,7 +66,10 @@ impl EpochTable {
     /// at or below the one asked for, and the start offset of the next, or the log's end for the
     /// latest. `None` if the epoch is newer than all known (or there is none).
     pub fn end_offset_for(&self, epoch: i32, log_end_offset: i64) -> Option<(i32, i64)> {
-        let asked = Term(u64::try_from(epoch).ok()?);
+        if epoch < 0 {
+            return None;
+        }
+        let asked = Term::from_leader_epoch(epoch);
         let latest = self.latest()?;
         if asked == latest.term {
             return Some((epoch, log_end_offset));
@@ -138,13 +141,16 @@ mod tests {
     #[test]
     fn an_epoch_ends_where_the_next_begins() {
         let table = table();
-        assert_eq!(table.end_offset_for(1, 40), Some((1, 10)));
-        assert_eq!(table.end_offset_for(2, 40), Some((1, 10)));
-        assert_eq!(table.end_offset_for(4, 40), Some((3, 25)));
-        assert_eq!(table.end_offset_for(5, 40), Some((5, 40)));
-        assert_eq!(table.end_offset_for(6, 40), None);
-        assert_eq!(table.end_offset_for(0, 40), Some((0, 0)));
+        assert_eq!(table.end_offset_for(0, 40), Some((0, 10)));
+        assert_eq!(table.end_offset_for(1, 40), Some((0, 10)));
+        assert_eq!(table.end_offset_for(3, 40), Some((2, 25)));
+        assert_eq!(table.end_offset_for(4, 40), Some((4, 40)));
+        assert_eq!(table.end_offset_for(5, 40), None);
         assert_eq!(table.end_offset_for(-1, 40), None);
+        let mut later = EpochTable::default();
+        later.observe(Term(3), RaftIndex(20), 10);
+        later.observe(Term(5), RaftIndex(30), 25);
+        assert_eq!(later.end_offset_for(0, 40), Some((0, 10)));
     }
 
     #[test]
@@ -159,7 +165,7 @@ mod tests {
     #[test]
     fn the_files_hold_the_table() {
         let table = table();
-        assert_eq!(table.encode_offsets(), "0\n3\n1 0\n3 10\n5 25\n");
+        assert_eq!(table.encode_offsets(), "0\n3\n0 0\n2 10\n4 25\n");
     }
 
     #[test]
@@ -182,6 +188,6 @@ mod tests {
     fn an_epoch_without_records_is_not_in_kafkas_file() {
         let mut table = table();
         table.observe(Term(6), RaftIndex(31), 25);
-        assert_eq!(table.encode_offsets(), "0\n3\n1 0\n3 10\n6 25\n");
+        assert_eq!(table.encode_offsets(), "0\n3\n0 0\n2 10\n5 25\n");
     }
 }

@@ -29,7 +29,7 @@ fn fill(disk: &Arc<dyn Disk>, directory: &Path, count: i64) -> Log {
                 .record(1000 + step, Some(b"k"), Some(b"value"))
                 .build()
                 .unwrap();
-            StampedBatch::stamp(built, offset, 1).unwrap()
+            StampedBatch::stamp(built, offset, Term(1).leader_epoch()).unwrap()
         };
         let entry = Entry {
             index: log.last_index().next(),

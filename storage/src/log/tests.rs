@@ -120,8 +120,8 @@ fn entries_read_back_across_segments_and_reopening() {
     assert_eq!(all_entries(&reopened), entries);
     append(&mut reopened, 2, 2);
     assert_eq!(
-        reopened.end_offset_for_epoch(1),
-        Some((1, log.next_offset()))
+        reopened.end_offset_for_epoch(0),
+        Some((0, log.next_offset()))
     );
 }
 
