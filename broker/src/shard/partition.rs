@@ -483,10 +483,15 @@ impl Partition {
         self.producers.expire(now_ms, producer_expiration_ms);
         let limit = self.view.high_watermark();
         let topic = Arc::clone(&self.topic);
-        let Some(log) = self.log_mut() else {
-            return;
+        let expired = match &mut self.life {
+            Life::Running(group) => {
+                let committed = group.committed();
+                group.log_mut().expire_committed(now_ms, limit, committed)
+            }
+            // What may go is decided once the group runs again.
+            Life::Suspended { .. } | Life::Failed | Life::Moving => return,
         };
-        match log.expire(now_ms, limit) {
+        match expired {
             Ok(deleted) if deleted.is_empty() => {}
             Ok(deleted) => {
                 tracing::info!(%topic, segments = deleted.len(), "retention removed segments");

@@ -201,7 +201,7 @@ fn a_torn_batch_whose_value_holds_a_batch_is_a_torn_tail() {
     let entry = Entry {
         index: log.last_index().next(),
         term: Term(1),
-        batch: StampedBatch::stamp(built, offset, 1).unwrap(),
+        batch: StampedBatch::stamp(built, offset, Term(1).leader_epoch()).unwrap(),
     };
     log.append(&[entry], 0).unwrap();
     let file = disk

@@ -23,7 +23,7 @@ fn fill(disk: &Arc<dyn Disk>, directory: &Path, count: i64) -> Log {
     for step in 0..count {
         let offset = log.next_offset();
         let batch = if step % 7 == 3 {
-            StampedBatch::internal(0, b"", offset, 1)
+            StampedBatch::internal(0, b"", offset, Term(1).leader_epoch())
         } else {
             let built = BatchBuilder::new()
                 .record(1000 + step, Some(b"k"), Some(b"value"))

@@ -13,14 +13,14 @@ use crate::disk::real::RealDisk;
 fn entry(log: &Log, records: i64) -> Entry {
     let offset = log.next_offset();
     let batch = if records == 0 {
-        StampedBatch::internal(0, b"no-op", offset, 1)
+        StampedBatch::internal(0, b"no-op", offset, Term(1).leader_epoch())
     } else {
         let mut builder = BatchBuilder::new();
         for record in 0..records {
             let value = format!("{}", offset + record);
             builder.push(offset + record, None, Some(value.as_bytes()), &[]);
         }
-        StampedBatch::stamp(builder.build().unwrap(), offset, 1).unwrap()
+        StampedBatch::stamp(builder.build().unwrap(), offset, Term(1).leader_epoch()).unwrap()
     };
     Entry {
         index: log.last_index().next(),
