@@ -9,6 +9,7 @@ use futures_util::stream::{FuturesOrdered, StreamExt};
 use streamgauge_aggregator::combine::{Combiner, CombinerConfig};
 use streamgauge_aggregator::partial::PartialBatch;
 use streamgauge_aggregator::plan::Plan;
+use streamgauge_protocol::batch::validate::UNPACK_BYTES_MAX;
 use streamgauge_protocol::batch::{BatchBuilder, BatchIter};
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 
@@ -119,6 +120,8 @@ impl<'a> Running<'a> {
         let count = |logs: &[Arc<dyn JobLog>]| i32::try_from(logs.len()).unwrap_or(i32::MAX);
         let config = CombinerConfig {
             combiner_id: task.combiner_id,
+            // What produce has accepted must not stop a job.
+            decompressed_bytes_max: UNPACK_BYTES_MAX,
             ..CombinerConfig::new(count(&task.internals), count(&task.sources))
         };
         let mut combiner = Combiner::new(Arc::clone(&task.plan), config);

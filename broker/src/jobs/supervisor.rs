@@ -140,7 +140,9 @@ impl Supervisor {
         if let Some(running) = &job.running {
             if *running != spec {
                 // The next is started when this one has ended.
-                job.stop.send_replace(true);
+                if !job.stop.send_replace(true) {
+                    tracing::info!(topic = %spec.name, "aggregation is handed over to a changed one");
+                }
             }
             return;
         }

@@ -9,6 +9,7 @@ use std::time::Duration;
 use serde_json::Value;
 use streamgauge_aggregator::merge::MergerConfig;
 use streamgauge_protocol::batch::{BatchBuilder, RecordView};
+use streamgauge_protocol::compression::Compression;
 use tokio::sync::watch;
 
 use super::log::JobLog;
@@ -270,6 +271,19 @@ fn results_are_exact_through_crashes_at_any_point() {
         world.finish();
         world.check();
     }
+}
+
+#[test]
+fn a_batch_that_unpacks_to_as_much_as_produce_allows_does_not_stop_a_job() {
+    let mut world = World::new(8, 1, 1);
+    world.produce();
+    let mut text = format!("{{\"t\":{BASE_MS},\"k\":\"a\",\"v\":1}}").into_bytes();
+    text.resize(70 << 20, b' ');
+    let builder = BatchBuilder::new().compression(Compression::Zstd);
+    let batch = builder.record(BASE_MS, None, Some(&text)).build().unwrap();
+    world.cluster.partition("events", 0).append_committed(batch);
+    world.finish();
+    world.check();
 }
 
 #[test]

@@ -17,8 +17,8 @@ use crate::error::ErrorCode;
 const PRODUCE_ZSTD_VERSION_MIN: i16 = 7;
 /// How far a batch may unpack, as a multiple of the largest batch allowed; a limit of ours that stops bombs and leaves real data alone.
 const UNPACK_RATIO_MAX: usize = 128;
-/// No batch is unpacked further than this, whatever the topic allows.
-const UNPACK_BYTES_MAX: usize = 512 << 20;
+/// No batch is unpacked further than this, whatever the topic allows; whoever reads accepted batches may have to unpack this much.
+pub const UNPACK_BYTES_MAX: usize = 512 << 20;
 
 /// The settings of a topic that decide what it takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
