@@ -3,6 +3,14 @@
 //! Every kind of output of every internal partition has a producer id of its own, because late topics may have fewer partitions than the
 //! job, and because late records and dead letters may share a topic: so each pair of producer id and partition has one writer. An
 //! output's sequence is its count modulo 2^31, which depends on the internal log alone.
+//!
+//! Late records and dead letters are the source's records, key, value, timestamp and headers as they were, with these headers after them:
+//!
+//! | header | both | late records only |
+//! |---|---|---|
+//! | `streamgauge.reason` | why it is here | |
+//! | `streamgauge.source.topic`, `.partition`, `.offset` | where it came from | |
+//! | `streamgauge.event.time`, `.window.start`, `.window.end`, `.watermark` | | milliseconds since the epoch, as text |
 
 use std::sync::Arc;
 

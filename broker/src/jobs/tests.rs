@@ -246,6 +246,7 @@ async fn wait_until(mut so: impl FnMut() -> bool, statuses: &StatusRegistry) {
 
 #[test]
 fn results_are_exact_through_crashes_at_any_point() {
+    // More histories than a quick run has time for: JOBS_SEEDS=5000.
     let seeds = std::env::var("JOBS_SEEDS").ok();
     for seed in 0..seeds.map_or(60, |seeds| seeds.parse().unwrap()) {
         let mut world = World::new(seed, 1 + seed as usize % 3, 1 + seed as usize / 3 % 3);
