@@ -105,7 +105,7 @@ impl Plan {
     ) -> Result<Reading, Cow<'static, str>> {
         let mut headers = Vec::new();
         if self.projection.reads_headers() {
-            for header in record.headers.clone() {
+            for header in record.headers {
                 let header = header.map_err(|_| Cow::Borrowed("the headers are damaged"))?;
                 headers.push((header.key, header.value));
             }

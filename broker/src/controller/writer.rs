@@ -271,21 +271,19 @@ impl Writer {
             let image = self.image.read().unwrap_or_else(PoisonError::into_inner);
             image.cluster_id().to_owned()
         };
+        if found.is_empty() {
+            let configured = self.placed.config.cluster_id.clone();
+            let cluster_id = configured.unwrap_or_else(|| crate::ids::to_base64(Uuid::new_v4()));
+            return self
+                .commit(vec![MetadataRecord::Cluster { cluster_id }])
+                .await;
+        }
         match &self.placed.config.cluster_id {
-            Some(expected) if !found.is_empty() && found != *expected => {
-                return Err(ControllerError::OtherCluster {
-                    found,
-                    expected: expected.clone(),
-                });
-            }
-            _ if !found.is_empty() => return Ok(()),
-            configured => {
-                let cluster_id = configured
-                    .clone()
-                    .unwrap_or_else(|| crate::ids::to_base64(Uuid::new_v4()));
-                self.commit(vec![MetadataRecord::Cluster { cluster_id }])
-                    .await
-            }
+            Some(expected) if found != *expected => Err(ControllerError::OtherCluster {
+                found,
+                expected: expected.clone(),
+            }),
+            _ => Ok(()),
         }
     }
 

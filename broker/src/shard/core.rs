@@ -433,10 +433,12 @@ fn group_key(key: PartitionKey) -> GroupKey {
 }
 
 fn restored(saved: &SavedState) -> (HardState, ConfState) {
-    let mut hard_state = HardState::default();
-    hard_state.term = saved.term;
-    hard_state.vote = saved.vote;
-    hard_state.commit = saved.commit;
+    let hard_state = HardState {
+        term: saved.term,
+        vote: saved.vote,
+        commit: saved.commit,
+        ..HardState::default()
+    };
     let conf_state = ConfState {
         voters: saved.voters.clone(),
         ..ConfState::default()
