@@ -2,14 +2,12 @@
 
 use std::io;
 
-use streamgauge_protocol::batch::{BatchHeader, BatchRecords};
+use streamgauge_protocol::batch::BatchRecords;
 
 use super::Log;
 use crate::error::{Corruption, StorageError};
 use crate::frames::Frames;
-use crate::producer_state::{
-    ProducerBatch, ProducerBatchKind, ProducerState, TransactionMarker, TransactionResult,
-};
+use crate::producer_state::{ProducerBatch, ProducerState, TransactionMarker, TransactionResult};
 use crate::segment::{base_offset_of, file_name, read_whole, replace_file};
 
 const SUFFIX: &str = "snapshot";
@@ -85,7 +83,11 @@ impl Log {
                 if frame.header.base_offset < from || !frame.header.has_producer_id() {
                     continue;
                 }
-                let batch = producer_batch(&frame.header, || frame.bytes()).ok_or_else(|| {
+                let marker = match frame.header.is_control() {
+                    true => marker(frame.bytes()),
+                    false => None,
+                };
+                let batch = ProducerBatch::from_header(&frame.header, marker).ok_or_else(|| {
                     StorageError::Corrupt(Corruption {
                         file: path.clone(),
                         position: frame.position,
@@ -110,30 +112,6 @@ impl Log {
         offsets.sort_unstable();
         Ok(offsets)
     }
-}
-
-/// What producer state needs of a batch that has a producer id; the bytes are looked into only for
-/// a control batch. `None` if its marker cannot be read.
-pub fn producer_batch(
-    header: &BatchHeader,
-    bytes: impl FnOnce() -> bytes::Bytes,
-) -> Option<ProducerBatch> {
-    let kind = if header.is_control() {
-        ProducerBatchKind::EndTransaction(marker(bytes())?)
-    } else {
-        ProducerBatchKind::Data {
-            is_transactional: header.is_transactional(),
-        }
-    };
-    Some(ProducerBatch {
-        producer_id: header.producer_id,
-        producer_epoch: header.producer_epoch,
-        base_sequence: header.base_sequence,
-        base_offset: header.base_offset,
-        last_offset: header.last_offset(),
-        max_timestamp: header.max_timestamp,
-        kind,
-    })
 }
 
 fn marker(batch: bytes::Bytes) -> Option<TransactionMarker> {
