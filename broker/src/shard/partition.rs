@@ -97,7 +97,8 @@ impl Partition {
     ) -> Result<Self, GroupError> {
         let next_offset = log.next_offset();
         let group = RaftGroup::start(raft_id, log, hard_state, conf_state)?;
-        Ok(Self {
+        let committed = group.committed();
+        let mut partition = Self {
             topic,
             directory,
             view,
@@ -110,7 +111,10 @@ impl Partition {
             next_offset,
             unsynced_messages: 0,
             last_flush_ms: now_ms,
-        })
+        };
+        // Readers see it even if the disk is full and the term's first entry cannot be written.
+        partition.apply(committed, now_ms);
+        Ok(partition)
     }
 
     pub fn configure(&mut self, config: Arc<TopicConfig>) {
@@ -362,12 +366,14 @@ impl Partition {
             "partition takes no writes until the disk does"
         );
         self.fail_pending(&error.to_string());
-        self.producers.drop_in_flight();
         self.incarnation += 1;
         match std::mem::replace(&mut self.life, Life::Moving) {
             Life::Running(group) => {
                 let (log, hard_state, conf_state) = group.into_parts();
                 self.next_offset = log.next_offset();
+                // What was written before is in the log still and will be committed: a retry of it
+                // must be known for one.
+                self.producers.drop_in_flight_from(self.next_offset);
                 self.life = Life::Suspended {
                     log: Box::new(log),
                     hard_state,

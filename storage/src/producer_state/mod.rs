@@ -270,6 +270,17 @@ impl ProducerState {
         self.tips.clear();
     }
 
+    /// Forgets what is in flight at `offset` and above: those appends were lost, the earlier ones
+    /// are in the log and will be committed.
+    pub fn drop_in_flight_from(&mut self, offset: i64) {
+        let mut kept = std::mem::take(&mut self.in_flight);
+        self.tips.clear();
+        kept.retain(|batch| batch.last_offset < offset);
+        for batch in kept {
+            self.append_in_flight(batch);
+        }
+    }
+
     /// Forgets producers not heard of for `producer_id_expiration_ms`
     /// (`producer.id.expiration.ms`), except those with an open transaction or a batch in flight.
     /// Returns how many went. Unlike Kafka, age is counted from when the batch was applied, not

@@ -155,6 +155,19 @@ fn a_duplicate_of_an_in_flight_batch_waits_for_its_commit() {
 }
 
 #[test]
+fn what_is_in_the_log_stays_in_flight_when_later_appends_are_lost() {
+    let mut state = committed(&[batch(0, 0, 1, 0)]);
+    state.append_in_flight(batch(0, 1, 1, 1));
+    state.append_in_flight(batch(0, 2, 1, 2));
+    state.drop_in_flight_from(2);
+    assert!(matches!(
+        check(&state, &batch(0, 1, 1, 5)),
+        Verdict::DuplicateInFlight(_)
+    ));
+    assert_eq!(check(&state, &batch(0, 2, 1, 2)), Verdict::Append);
+}
+
+#[test]
 fn a_dropped_overlay_leaves_the_committed_state() {
     let mut state = committed(&[batch(0, 0, 1, 0)]);
     state.append_in_flight(batch(0, 1, 1, 1));
