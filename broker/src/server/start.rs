@@ -291,19 +291,49 @@ fn start_shards(
     disk: &Arc<dyn Disk>,
 ) -> Result<Vec<(ShardHandle, JoinHandle<()>)>, ServeError> {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let count = config.shards.unwrap_or(cores);
+    let wanted = config.shards.unwrap_or(cores);
+    let count = shards_count(&**disk, directory, wanted)?;
     let syncs = SyncPool::start().map_err(ServeError::Threads)?;
     (0..count)
         .map(|number| {
             let settings = ShardSettings {
                 broker_id: config.node_id,
-                directory: directory.join(format!("raft-state-{number}")),
+                directory: shard_directory(directory, number),
                 retention_check_interval_ms: config.log_retention_check_interval_ms,
                 producer_expiration_ms: config.producer_id_expiration_ms,
             };
             runner::start(settings, Arc::clone(disk), &syncs, number).map_err(ServeError::from)
         })
         .collect()
+}
+
+/// How many shards to start: as many as the data directory was created with, or `wanted` for a new
+/// one. A partition belongs to a shard by its hash and the count, and its Raft state lies with the
+/// shard: under another count, a group would not find its term and vote and could vote twice.
+fn shards_count(
+    disk: &dyn Disk,
+    directory: &std::path::Path,
+    wanted: usize,
+) -> Result<usize, StorageError> {
+    // One after another, since the directories of shards are made in order, and a first start that
+    // was cut short has led no partition yet.
+    let mut existing = 0;
+    while disk.exists(&shard_directory(directory, existing))? {
+        existing += 1;
+    }
+    if existing == 0 || existing == wanted {
+        return Ok(wanted);
+    }
+    tracing::warn!(
+        existing,
+        wanted,
+        "the data directory keeps the number of shards that it was created with"
+    );
+    Ok(existing)
+}
+
+fn shard_directory(directory: &std::path::Path, number: usize) -> PathBuf {
+    directory.join(format!("raft-state-{number}"))
 }
 
 fn resolve(listener: &Listener) -> io::Result<SocketAddr> {
@@ -352,5 +382,25 @@ fn group_config(config: &BrokerConfig) -> GroupConfig {
         offsets_topic_partitions: config.offsets_topic_num_partitions,
         commit_timeout_ms: config.offsets_commit_timeout_ms,
         ..GroupConfig::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_data_directory_keeps_its_number_of_shards() {
+        let directory = tempfile::tempdir().unwrap();
+        let count = |wanted| shards_count(&RealDisk, directory.path(), wanted).unwrap();
+        assert_eq!(count(3), 3);
+        for number in 0..3 {
+            RealDisk
+                .create_dir_all(&shard_directory(directory.path(), number))
+                .unwrap();
+        }
+        assert_eq!(count(3), 3);
+        assert_eq!(count(1), 3);
+        assert_eq!(count(8), 3);
     }
 }
