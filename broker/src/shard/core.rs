@@ -249,11 +249,15 @@ impl Shard {
     }
 
     fn tick(&mut self, now_ms: i64) {
+        let quiet = self.under_way.is_none() && self.gathered_tickets.is_empty();
         for id in 0..self.partitions.len() {
             let Some(partition) = self.partitions.get_mut(id).and_then(Option::as_mut) else {
                 continue;
             };
-            partition.resume(now_ms);
+            // A round under way may hold the files of a suspended log, and could still fail.
+            if quiet {
+                partition.resume(now_ms);
+            }
             let sync = partition.flush_overdue(now_ms);
             let (has_ready, id) = (
                 partition.has_ready(),
@@ -320,7 +324,8 @@ impl Shard {
         }
         let exists = self.disk.exists(&directory)?;
         let (log, producers) = if exists {
-            let (log, report) = Log::open(Arc::clone(&self.disk), &directory, log_config, now_ms)?;
+            let (mut log, report) =
+                Log::open(Arc::clone(&self.disk), &directory, log_config, now_ms)?;
             if report.truncated_bytes > 0 {
                 tracing::warn!(
                     %topic,
@@ -331,6 +336,12 @@ impl Shard {
             }
             if let Some(corruption) = report.corruption {
                 return Err(StorageError::Corrupt(corruption));
+            }
+            // What is found is served at once, and after a crash of the process alone it may be in
+            // the page cache only.
+            if let Some(ticket) = log.sync_ticket() {
+                ticket.run()?;
+                log.synced(ticket.point());
             }
             let producers = log.recover_producers(now_ms)?;
             (log, producers)
