@@ -140,7 +140,10 @@ impl Waiters {
         {
             list.push(Arc::downgrade(waiter));
         }
-        self.any.store(true, Ordering::SeqCst);
+        // A swap and not a store: if a notification has just found nobody, this reads what it wrote
+        // and so sees the positions published before it. A store could be overtaken by the look at
+        // the positions that follows, and the change would be missed.
+        self.any.swap(true, Ordering::SeqCst);
     }
 
     fn notify(&self) {
