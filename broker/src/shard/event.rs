@@ -19,7 +19,7 @@ pub struct PartitionId(pub u32);
 /// When an append is answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Acks {
-    /// `acks=0`: the answer is dropped.
+    /// `acks=0`: answered as soon as it is proposed; the client is not told.
     None,
     /// `acks=1`: once the leader has appended.
     Leader,

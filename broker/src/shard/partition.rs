@@ -149,8 +149,9 @@ impl Partition {
             Err(error) => drop(reply.send(Err(error))),
             Ok(Proposed::Done(appended)) => drop(reply.send(Ok(appended))),
             Ok(Proposed::AtCommit { index, appended }) => match acks {
-                Acks::None => {}
-                Acks::Leader => drop(reply.send(Ok(appended))),
+                // Who wants no answer is told all the same: silence would be taken for an error,
+                // and the connection closed.
+                Acks::None | Acks::Leader => drop(reply.send(Ok(appended))),
                 Acks::All => self.pending.push_back(Pending {
                     index,
                     appended,
