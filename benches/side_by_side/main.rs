@@ -12,12 +12,13 @@ use streamgauge::client::{Client, ClientOptions, Consumer, ConsumerOptions, Star
 use streamgauge_benches::load::{Connection, batch, latencies, produce_request};
 use streamgauge_benches::server::{Peer, Server};
 use streamgauge_benches::table::Table;
+use streamgauge_tests::process::poll;
 
 const IN_FLIGHT: usize = 5;
 const BATCH_BYTES: usize = 64 * 1024;
-const PAYLOAD_BYTES: usize = 512 << 20;
-const FETCH_PASSES: usize = 4;
-const LATENCY_COUNT: usize = 2_000;
+const PAYLOAD_BYTES: usize = 256 << 20;
+const FETCH_PASSES: usize = 3;
+const LATENCY_COUNT: usize = 1_000;
 const EVENTS: usize = 1_000_000;
 const EVENTS_PER_BATCH: usize = 300;
 const RESULTS_TIME_MAX: Duration = Duration::from_secs(60);
@@ -66,12 +67,12 @@ fn main() {
             if wanted("log") {
                 for (size, name) in [(1024, "1 KiB"), (100, "100 B")] {
                     for partitions in [1, 4] {
-                        measure.produce_and_fetch(size, name, partitions, into);
+                        measure.produce_and_fetch(round, size, name, partitions, into);
                     }
                 }
             }
             if wanted("latency") {
-                measure.latency(into);
+                measure.latency(round, into);
             }
             if wanted("aggregation") && server.peer == Peer::Streamgauge {
                 measure.aggregation(into);
@@ -113,24 +114,16 @@ impl Measure<'_> {
             configs,
         };
         let mut client = self.client();
-        self.runtime.block_on(async {
-            client
-                .create_topic(&topic, false)
-                .await
-                .expect("a topic is made");
-            let deadline = Instant::now() + RESULTS_TIME_MAX;
-            // A topic's leaders may be known a moment after its creation.
-            while !client.describe_topic(name).await.is_ok_and(|topic| {
-                topic.partitions.len() == partitions as usize
-                    && topic
-                        .partitions
-                        .values()
-                        .all(|partition| partition.leader >= 0)
-            }) {
-                assert!(Instant::now() < deadline, "{name} has no leaders");
-                tokio::time::sleep(Duration::from_millis(50)).await;
-            }
-        });
+        let creating = client.create_topic(&topic, false);
+        self.runtime.block_on(creating).expect("a topic is made");
+        let mut connection = Connection::open(self.server.address());
+        for partition in 0..partitions {
+            let serves = || connection.serves(name, partition).then_some(());
+            assert!(
+                poll(RESULTS_TIME_MAX, serves).is_some(),
+                "{name} is not served"
+            );
+        }
     }
 
     fn delete(&self, name: &str) {
@@ -157,9 +150,16 @@ impl Measure<'_> {
         )
     }
 
-    fn produce_and_fetch(&self, size: usize, name: &str, partitions: i32, table: &mut Table) {
+    fn produce_and_fetch(
+        &self,
+        round: usize,
+        size: usize,
+        name: &str,
+        partitions: i32,
+        table: &mut Table,
+    ) {
         let peer = self.server.peer;
-        let topic = "bench-log";
+        let topic = &format!("bench-{size}-{partitions}p-{round}");
         self.create(topic, partitions, Vec::new());
         let per_batch = (BATCH_BYTES / size).max(1);
         let bytes = batch(per_batch, TIME_ZERO_MS, |index| {
@@ -206,9 +206,9 @@ impl Measure<'_> {
         self.delete(topic);
     }
 
-    fn latency(&self, table: &mut Table) {
+    fn latency(&self, round: usize, table: &mut Table) {
         let peer = self.server.peer;
-        let topic = "bench-latency";
+        let topic = &format!("bench-latency-{round}");
         self.create(topic, 1, Vec::new());
         let bytes = batch(1, TIME_ZERO_MS, |_| vec![7; 100]);
         let request = produce_request(topic, 0, &bytes);

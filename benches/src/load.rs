@@ -114,27 +114,42 @@ impl Connection {
     pub fn fetch(&mut self, topic: &str, partition: i32, mut offset: i64, end: i64) -> u64 {
         let mut bytes = 0;
         while offset < end {
-            let mut body = Vec::with_capacity(64);
-            body.extend((-1_i32).to_be_bytes());
-            body.extend(FETCH_WAIT_MAX_MS.to_be_bytes());
-            body.extend(1_i32.to_be_bytes());
-            body.extend(FETCH_BYTES_MAX.to_be_bytes());
-            body.push(0);
-            put_partition(&mut body, topic, partition);
-            body.extend(offset.to_be_bytes());
-            body.extend(FETCH_BYTES_MAX.to_be_bytes());
-            let request = frame(FETCH.0, FETCH.1, 0, &body);
-            self.stream.write_all(&request).expect("a request is taken");
-            // Correlation, throttle time, topics, name, partitions, index; then error, high watermark, last stable offset.
-            let at = 4 + 4 + 4 + 2 + topic.len() + 4 + 4;
-            let answer = self.read_answer();
-            assert_eq!(i16_at(answer, at), 0, "a fetch request failed");
-            // No aborted transactions: a count of 0 or -1.
-            let records = &answer[at + 2 + 8 + 8 + 4 + 4..];
+            let (error, records) = self.fetch_once(topic, partition, offset, FETCH_WAIT_MAX_MS);
+            assert_eq!(error, 0, "a fetch request failed");
             bytes += records.len() as u64;
             offset = offset_after(records).unwrap_or(offset);
         }
         bytes
+    }
+
+    /// Whether the broker serves this partition already: a new topic's leader may be known before it has taken up its work.
+    pub fn serves(&mut self, topic: &str, partition: i32) -> bool {
+        self.fetch_once(topic, partition, 0, 0).0 == 0
+    }
+
+    fn fetch_once(
+        &mut self,
+        topic: &str,
+        partition: i32,
+        offset: i64,
+        wait_max_ms: i32,
+    ) -> (i16, &[u8]) {
+        let mut body = Vec::with_capacity(64);
+        body.extend((-1_i32).to_be_bytes());
+        body.extend(wait_max_ms.to_be_bytes());
+        body.extend(1_i32.to_be_bytes());
+        body.extend(FETCH_BYTES_MAX.to_be_bytes());
+        body.push(0);
+        put_partition(&mut body, topic, partition);
+        body.extend(offset.to_be_bytes());
+        body.extend(FETCH_BYTES_MAX.to_be_bytes());
+        let request = frame(FETCH.0, FETCH.1, 0, &body);
+        self.stream.write_all(&request).expect("a request is taken");
+        // Correlation, throttle time, topics, name, partitions, index; then error, high watermark, last stable offset.
+        let at = 4 + 4 + 4 + 2 + topic.len() + 4 + 4;
+        let answer = self.read_answer();
+        // No aborted transactions: a count of 0 or -1.
+        (i16_at(answer, at), &answer[at + 2 + 8 + 8 + 4 + 4..])
     }
 }
 
