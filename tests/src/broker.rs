@@ -65,7 +65,11 @@ impl Broker {
 
     /// As [`Broker::start`], with settings (`key=value`, Kafka's names) on top of the common ones.
     pub fn start_with(name: &str, settings: &[&str]) -> Broker {
-        let peer = Peer::chosen();
+        Broker::start_peer(Peer::chosen(), name, settings)
+    }
+
+    /// As [`Broker::start_with`], but the broker that is named.
+    pub fn start_peer(peer: Peer, name: &str, settings: &[&str]) -> Broker {
         let directory = target_dir()
             .join("e2e")
             .join(format!("{name}-{}", std::process::id()));
@@ -90,6 +94,11 @@ impl Broker {
         };
         broker.wait_until_listening();
         broker
+    }
+
+    /// The process.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
     }
 
     /// Host and port for a client.

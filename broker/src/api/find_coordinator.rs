@@ -1,5 +1,5 @@
-//! FindCoordinator 0-6 (KIP-699: several keys from 4 on). Groups only: transactions get COORDINATOR_NOT_AVAILABLE,
-//! share groups INVALID_REQUEST.
+//! FindCoordinator 0-6 (KIP-699: several keys from 4 on). Groups only: transactions and
+//! share groups get INVALID_REQUEST.
 
 use kafka_protocol::error::ResponseError;
 use kafka_protocol::messages::find_coordinator_response::Coordinator;
@@ -56,8 +56,9 @@ fn find(
         KEY_TYPE_GROUP => {}
         KEY_TYPE_TRANSACTION => {
             return failed(
-                ResponseError::CoordinatorNotAvailable,
-                "this broker has no transaction coordinator yet",
+                // Not a retriable code: a producer would ask until its timeout and say nothing useful.
+                ResponseError::InvalidRequest,
+                "this broker has no transactions yet",
             );
         }
         _ => {

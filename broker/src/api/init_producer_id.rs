@@ -24,13 +24,9 @@ pub async fn handle(context: Context, request: InitProducerIdRequest) -> InitPro
             .with_producer_epoch(-1)
     };
     if let Some(id) = &request.transactional_id {
-        // Said plainly: COORDINATOR_NOT_AVAILABLE would be retried until the client gives up.
+        // Said plainly: a retriable code would be retried until the client gives up.
         tracing::debug!(transactional_id = %id.0, "refused a transactional producer");
-        let code = match id.is_empty() {
-            true => ErrorCode::InvalidRequest,
-            false => ErrorCode::TransactionalIdAuthorizationFailed,
-        };
-        return failed(code);
+        return failed(ErrorCode::InvalidRequest);
     }
     match context
         .broker

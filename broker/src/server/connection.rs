@@ -17,6 +17,7 @@ use streamgauge_protocol::frame::{self, FRAME_SIZE_BYTES};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
 
 use super::memory::MemoryPermit;
 use crate::api::{self, Answer, Handling, RequestFuture};
@@ -27,6 +28,11 @@ const IN_FLIGHT_MAX: usize = 64;
 
 /// Bytes read from the socket at once while no large frame is under way.
 const READ_BYTES: usize = 16 * 1024;
+
+/// How long a request may take to arrive, once memory has been taken for it, beyond what it takes at
+/// the least rate: a client that stalls must not keep others from that memory.
+const RECEIVE_PATIENCE: Duration = Duration::from_secs(30);
+const RECEIVE_BYTES_PER_SECOND_MIN: usize = 256 * 1024;
 
 /// Slices given to the kernel in one write; Linux takes no more than 1024.
 const WRITE_SLICES_MAX: usize = 256;
@@ -42,6 +48,8 @@ pub enum ConnectionError {
     Request(#[from] api::RequestError),
     #[error("the client does not take its answers")]
     SlowReader,
+    #[error("the client does not finish its request of {frame_bytes} bytes")]
+    SlowSender { frame_bytes: usize },
 }
 
 /// What a connection knows of its client, for handlers and logs.
@@ -107,10 +115,16 @@ impl Connection {
     async fn run(mut self, mut stopping: watch::Receiver<bool>) -> Result<(), ConnectionError> {
         // Memory taken for the frame that is being received.
         let mut permit: Option<MemoryPermit> = None;
+        let mut deadline = None;
         loop {
             self.release_held()?;
             let input = self.next_input(&mut permit)?;
             let idle = self.in_flight.is_empty();
+            let receiving = match (&input, &permit) {
+                (Input::Bytes { frame_bytes }, Some(_)) => Some(*frame_bytes),
+                _ => None,
+            };
+            deadline = receiving.map(|bytes| deadline.unwrap_or_else(|| receive_deadline(bytes)));
             tokio::select! {
                 biased;
                 Some((answer, memory)) = self.in_flight.next(), if !idle => {
@@ -132,6 +146,11 @@ impl Connection {
                     }
                 }
                 taken = take_memory(&self.broker, &input) => permit = taken,
+                () = until(deadline) => {
+                    return Err(ConnectionError::SlowSender {
+                        frame_bytes: receiving.unwrap_or(0),
+                    });
+                }
             }
         }
     }
@@ -202,6 +221,18 @@ impl Connection {
             Ok(result) => Ok(result?),
             Err(_) => Err(ConnectionError::SlowReader),
         }
+    }
+}
+
+fn receive_deadline(frame_bytes: usize) -> Instant {
+    let seconds = frame_bytes / RECEIVE_BYTES_PER_SECOND_MIN;
+    Instant::now() + RECEIVE_PATIENCE + Duration::from_secs(seconds as u64)
+}
+
+async fn until(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => tokio::time::sleep_until(deadline).await,
+        None => std::future::pending().await,
     }
 }
 
