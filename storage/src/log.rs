@@ -218,6 +218,11 @@ impl Log {
         LogReader::new(Arc::clone(&self.shared))
     }
 
+    /// Whether the log takes no more writes: a sync failed, or what a failed write left is unknown.
+    pub fn has_failed(&self) -> bool {
+        self.failed
+    }
+
     /// The first entry that is there.
     pub fn first_index(&self) -> RaftIndex {
         self.start.index.next()

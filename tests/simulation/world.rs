@@ -190,6 +190,9 @@ impl World {
             self.syncing = None;
             let random = &mut self.random;
             self.disk.crash(&mut || random.number());
+            for topic in &mut self.topics {
+                topic.stopped(true, &mut self.next_producer_id);
+            }
         }
         self.start()
             .unwrap_or_else(|error| panic!("a broker does not start after a crash: {error}"));

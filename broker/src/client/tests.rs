@@ -145,19 +145,20 @@ async fn a_group_goes_on_where_it_was_and_shares_with_a_newcomer() {
     let committed = admin.committed_offsets("g").await.unwrap();
     assert_eq!(committed, [(TopicPartition::new("t", 0), 4)]);
 
-    let mut second = GroupConsumer::new(client(&broker).await, options.clone());
-    let mut third = GroupConsumer::new(client(&broker).await, options);
+    // Each member polls on a task of its own: one that joins waits for the other to come back.
+    let (texts, mut received) = tokio::sync::mpsc::unbounded_channel();
+    let (stop, stopped) = tokio::sync::watch::channel(false);
+    let mut members = Vec::new();
+    for _ in 0..2 {
+        let member = GroupConsumer::new(client(&broker).await, options.clone());
+        members.push(tokio::spawn(poll_until(
+            member,
+            texts.clone(),
+            stopped.clone(),
+        )));
+    }
     let mut shared = false;
     for _ in 0..POLLS_MAX {
-        let (records, others) = tokio::join!(second.poll(POLL_WAIT), third.poll(POLL_WAIT));
-        for record in records.unwrap() {
-            second.processed(&record);
-            read.push(text(&record));
-        }
-        for record in others.unwrap() {
-            third.processed(&record);
-            read.push(text(&record));
-        }
         let group = admin.describe_group("g").await.unwrap();
         shared = group.members.len() == 2
             && group
@@ -167,12 +168,33 @@ async fn a_group_goes_on_where_it_was_and_shares_with_a_newcomer() {
         if shared && read.len() >= 10 {
             break;
         }
+        if let Ok(Some(text)) = tokio::time::timeout(POLL_WAIT, received.recv()).await {
+            read.push(text);
+        }
     }
     assert!(shared, "each of two members has one of two partitions");
     assert_eq!(read, (0..10).map(|n| n.to_string()).collect::<Vec<_>>());
-    second.close().await.unwrap();
-    third.close().await.unwrap();
+    stop.send(true).unwrap();
+    for member in members {
+        member.await.unwrap();
+    }
     broker.stop().await;
+}
+
+/// Polls and passes on what comes, until told to stop; then leaves the group.
+async fn poll_until(
+    mut member: GroupConsumer,
+    texts: tokio::sync::mpsc::UnboundedSender<String>,
+    stopped: tokio::sync::watch::Receiver<bool>,
+) {
+    while !*stopped.borrow() {
+        for record in member.poll(POLL_WAIT).await.unwrap() {
+            member.processed(&record);
+            // Whoever has read enough does not listen any more.
+            let _ = texts.send(text(&record));
+        }
+    }
+    member.close().await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -8,6 +8,8 @@
 //! the very `Ready` that they came with.
 
 use protobuf::Message as _;
+use std::collections::VecDeque;
+
 use raft::eraftpb::{ConfChangeV2, ConfState, Entry as RaftEntry, HardState, Message, MessageType};
 use raft::{Config, RawNode, StateRole};
 use streamgauge_protocol::batch::StampedBatch;
@@ -59,6 +61,11 @@ pub struct RaftGroup {
     /// does not know all that is committed (Raft §8) and must not serve.
     term_start: Option<RaftIndex>,
     committed: RaftIndex,
+    /// The number of the last `Ready` taken.
+    last_ready: u64,
+    /// The numbers of those that wait for their sync, in order. Telling Raft that one is persisted
+    /// tells it so of all before: one that needs no sync must not speak for these.
+    unsynced: VecDeque<u64>,
 }
 
 impl RaftGroup {
@@ -118,6 +125,8 @@ impl RaftGroup {
             raw,
             term_start: None,
             committed,
+            last_ready: 0,
+            unsynced: VecDeque::new(),
         })
     }
 
@@ -212,7 +221,10 @@ impl RaftGroup {
         let number = ready.number();
         let committed = ready.take_committed_entries();
         self.raw.advance_append_async(ready);
-        if progress.ready_number.is_none() {
+        self.last_ready = number;
+        if progress.ready_number.is_some() {
+            self.unsynced.push_back(number);
+        } else if self.unsynced.is_empty() {
             self.raw.on_persist_ready(number);
         }
         self.apply(committed, &mut progress)?;
@@ -275,8 +287,22 @@ impl RaftGroup {
         Ok(())
     }
 
-    /// The log and the hard state of that `Ready` are synced.
+    /// Whether nothing but the `Ready` with that number waits for a sync.
+    pub fn only_waits_for(&self, ready_number: u64) -> bool {
+        self.unsynced.iter().all(|number| *number == ready_number)
+    }
+
+    /// The log and the hard state of that `Ready`, and of those before it, are synced.
     pub fn persisted(&mut self, ready_number: u64) {
-        self.raw.on_persist_ready(ready_number);
+        while self
+            .unsynced
+            .pop_front_if(|number| *number <= ready_number)
+            .is_some()
+        {}
+        let through = match self.unsynced.is_empty() {
+            true => self.last_ready,
+            false => ready_number,
+        };
+        self.raw.on_persist_ready(through);
     }
 }

@@ -22,12 +22,14 @@ use crate::replication::group::{GroupError, RaftGroup};
 /// How long a partition that the disk refused waits before it tries again, in milliseconds.
 const RETRY_AFTER_MS: i64 = 1_000;
 
+type AppendReply = oneshot::Sender<Result<Appended, AppendError>>;
+
 /// An append that is answered at its commit.
 struct Pending {
     /// The entry whose commit settles it.
     index: RaftIndex,
     appended: Appended,
-    reply: oneshot::Sender<Result<Appended, AppendError>>,
+    reply: AppendReply,
 }
 
 /// What one turn of [`Partition::drive`] wants saved and synced.
@@ -71,7 +73,9 @@ pub struct Partition {
     life: Life,
     incarnation: u32,
     producers: ProducerState,
-    /// In the order of their entries.
+    /// Appends that are answered once they are written.
+    unwritten: Vec<(Appended, AppendReply)>,
+    /// Appends that are answered at their commit, in the order of their entries.
     pending: VecDeque<Pending>,
     /// The offset that the next proposed batch takes.
     next_offset: i64,
@@ -107,6 +111,7 @@ impl Partition {
             life: Life::Running(Box::new(group)),
             incarnation: 0,
             producers,
+            unwritten: Vec::new(),
             pending: VecDeque::new(),
             next_offset,
             unsynced_messages: 0,
@@ -151,7 +156,7 @@ impl Partition {
             Ok(Proposed::AtCommit { index, appended }) => match acks {
                 // Who wants no answer is told all the same: silence would be taken for an error,
                 // and the connection closed.
-                Acks::None | Acks::Leader => drop(reply.send(Ok(appended))),
+                Acks::None | Acks::Leader => self.unwritten.push((appended, reply)),
                 Acks::All => self.pending.push_back(Pending {
                     index,
                     appended,
@@ -251,6 +256,9 @@ impl Partition {
                 return turn;
             }
         };
+        for (appended, reply) in self.unwritten.drain(..) {
+            drop(reply.send(Ok(appended)));
+        }
         turn.hard_state = progress.hard_state;
         turn.conf_state = progress.conf_state;
         if let Some(number) = progress.ready_number {
@@ -262,7 +270,7 @@ impl Partition {
                 }
             };
             // Terms and votes are never relaxed.
-            if relaxed && turn.hard_state.is_none() {
+            if relaxed && turn.hard_state.is_none() && group.only_waits_for(number) {
                 group.persisted(number);
             } else {
                 self.unsynced_messages = 0;
@@ -360,6 +368,11 @@ impl Partition {
     /// The disk refused a write. The log is as it was before; what Raft held in memory beyond it
     /// is dropped, and those who wait are told. The group starts anew on the log once it can write.
     fn suspend(&mut self, error: &GroupError, now_ms: i64) {
+        if self.log().is_some_and(Log::has_failed) {
+            // Not a disk that was full: what its files hold is not known.
+            self.fail(&error.to_string());
+            return;
+        }
         tracing::error!(
             topic = %self.topic,
             partition = self.view.key().index,
@@ -441,6 +454,9 @@ impl Partition {
     }
 
     fn fail_pending(&mut self, reason: &str) {
+        for (_, reply) in self.unwritten.drain(..) {
+            drop(reply.send(Err(AppendError::Storage(reason.to_owned()))));
+        }
         for pending in self.pending.drain(..) {
             drop(
                 pending

@@ -138,11 +138,9 @@ impl Log {
             .active
             .file()
             .and_then(|file| file.sync_data())
-            // The name of the segment, too: it was made since the last round of syncs perhaps.
-            .and_then(|()| match self.dirty_directories.is_empty() {
-                true => Ok(()),
-                false => self.disk.sync_dir(&self.directory),
-            });
+            // The name of the segment, too. A ticket that covers it may have been handed out and not
+            // been run yet, so that nothing here says whether it is durable.
+            .and_then(|()| self.disk.sync_dir(&self.directory));
         synced.map_err(|error| {
             self.failed = true;
             StorageError::io("sync", &self.active.path("log"), error)
