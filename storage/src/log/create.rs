@@ -14,7 +14,7 @@ use crate::ids::{RaftIndex, Term};
 use crate::segment::{Segment, read_whole};
 
 /// Kafka's: the format's version and the topic's id, a line each.
-const METADATA_FILE: &str = "partition.metadata";
+pub(super) const METADATA_FILE: &str = "partition.metadata";
 
 impl Log {
     /// Makes a new log. `topic_id` is Kafka's text form, for `partition.metadata`. All of it is

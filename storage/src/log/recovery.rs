@@ -16,6 +16,7 @@ use streamgauge_protocol::batch::{BATCH_HEADER_BYTES, BATCH_PREFIX_BYTES};
 
 use super::append::{frame_of, place_of, reserve_bytes};
 use super::checkpoints::{RecoveryPoint, read_recovery_point, read_start};
+use super::create::METADATA_FILE;
 use super::{Log, LogConfig, LogStart, Shared, SyncedPoint};
 use crate::disk::Disk;
 use crate::epochs::EpochTable;
@@ -453,7 +454,8 @@ impl Log {
     /// Cuts off what recovery did not count and syncs what it did: after a crash of the process
     /// alone the tail may be in the page cache only, and what is served must not be lost later.
     fn settle_tail(&mut self, file_bytes: u64, scanned: bool) -> Result<(), StorageError> {
-        let failed = |error| StorageError::io("recover", &self.directory, error);
+        let directory = self.directory.clone();
+        let failed = |error| StorageError::io("recover", &directory, error);
         let end = self.active.end();
         // Nobody has mapped the file yet.
         if file_bytes > end {
@@ -464,6 +466,13 @@ impl Log {
         self.remove_if_there(&self.active.path("ridx"))?;
         if scanned || file_bytes > end {
             let file = self.active.file().map_err(failed)?;
+            self.mark_dirty(file);
+        }
+        // The process may have died before the first ticket was run: what tells whose directory it is
+        // must not be lost after records in it are acknowledged. Costs nothing if it is durable.
+        let metadata = self.directory.join(METADATA_FILE);
+        if self.disk.exists(&metadata).map_err(failed)? {
+            let file = self.disk.open(&metadata).map_err(failed)?;
             self.mark_dirty(file);
         }
         // A truncation may have been interrupted between removing a segment and making that
