@@ -11,6 +11,7 @@
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use streamgauge_protocol::batch::{BATCH_HEADER_BYTES, BATCH_PREFIX_BYTES};
 
@@ -147,6 +148,9 @@ impl Opening<'_> {
             synced: recovery_point.min(end),
             recovery_point,
         };
+        // With a looser flush policy records can be lost behind a start that was durable at once.
+        let end = log.next_offset();
+        log.shared.log_start_offset.fetch_min(end, Ordering::AcqRel);
         if self.report.corruption.is_none() {
             log.settle_tail(found.file_bytes, self.report.scanned_entries > 0)?;
         }
