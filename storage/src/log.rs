@@ -238,6 +238,11 @@ impl Log {
         self.active.next_offset()
     }
 
+    /// The base offset of the segment that is appended to.
+    pub fn active_base_offset(&self) -> i64 {
+        self.active.base_offset()
+    }
+
     pub fn log_start_offset(&self) -> i64 {
         self.shared.log_start_offset.load(Ordering::Acquire)
     }

@@ -81,6 +81,8 @@ pub struct Partition {
     next_offset: i64,
     unsynced_messages: u64,
     last_flush_ms: i64,
+    /// Where the newest snapshot of the producers stands.
+    snapshot_offset: i64,
 }
 
 impl Partition {
@@ -100,6 +102,7 @@ impl Partition {
         now_ms: i64,
     ) -> Result<Self, GroupError> {
         let next_offset = log.next_offset();
+        let snapshot_offset = log.producer_snapshot_offset()?;
         let group = RaftGroup::start(raft_id, log, hard_state, conf_state)?;
         let committed = group.committed();
         let mut partition = Self {
@@ -116,6 +119,7 @@ impl Partition {
             next_offset,
             unsynced_messages: 0,
             last_flush_ms: now_ms,
+            snapshot_offset,
         };
         // Readers see it even if the disk is full and the term's first entry cannot be written.
         partition.apply(committed, now_ms);
@@ -509,7 +513,20 @@ impl Partition {
         let expired = match &mut self.life {
             Life::Running(group) => {
                 let committed = group.committed();
-                group.log_mut().expire_committed(now_ms, limit, committed)
+                let log = group.log_mut();
+                let expires = log.expired_count(now_ms, limit, committed) > 0;
+                // What producers wrote must stay known when their batches are gone, and a restart
+                // should not read the whole log again (Kafka writes a snapshot at every roll).
+                if (expires || log.active_base_offset() > self.snapshot_offset)
+                    && self.snapshot_offset < limit
+                {
+                    if let Err(error) = log.write_producer_snapshot(&self.producers, limit) {
+                        tracing::warn!(%topic, %error, "producer snapshot could not be written");
+                        return;
+                    }
+                    self.snapshot_offset = limit;
+                }
+                log.expire_committed(now_ms, limit, committed)
             }
             // What may go is decided once the group runs again.
             Life::Suspended { .. } | Life::Failed | Life::Moving => return,

@@ -306,10 +306,12 @@ impl DiskFile for SimFile {
             .collect();
         let from = usize::try_from(position).map_err(io::Error::other)?;
         let grown = (from + bytes.len()).saturating_sub(state.inodes[self.inode].current.len());
-        let full = state
-            .faults
-            .capacity_bytes
-            .is_some_and(|capacity| state.used_bytes() + grown as u64 > capacity);
+        // Writing over what is there takes no space.
+        let full = grown > 0
+            && state
+                .faults
+                .capacity_bytes
+                .is_some_and(|capacity| state.used_bytes() + grown as u64 > capacity);
         let failed = powered.is_err() || full || state.faults.fail_writes;
         // A write that fails may have written a part.
         let count = if failed { bytes.len() / 2 } else { bytes.len() };

@@ -42,8 +42,9 @@ impl Log {
         let end = self.next_offset();
         let mut state = ProducerState::new();
         let mut from = self.start.offset;
+        self.remove_snapshots_after(end)?;
         for offset in self.snapshot_offsets()?.into_iter().rev() {
-            if offset > end || offset < self.start.offset {
+            if offset < self.start.offset {
                 continue;
             }
             let path = self.directory.join(file_name(offset, SUFFIX));
@@ -61,6 +62,30 @@ impl Log {
         self.replay_producers(&mut state, from, now_ms)?;
         state.advance_log_start(self.log_start_offset());
         Ok(state)
+    }
+
+    /// The offset of the newest snapshot; -1 if there is none.
+    pub fn producer_snapshot_offset(&self) -> Result<i64, StorageError> {
+        Ok(self.snapshot_offsets()?.last().copied().unwrap_or(-1))
+    }
+
+    /// A topic with a looser flush policy may lose its tail with the power. A snapshot of what was
+    /// lost must be gone for good before the log grows past it with other records.
+    fn remove_snapshots_after(&self, end: i64) -> Result<(), StorageError> {
+        let lost: Vec<i64> = self
+            .snapshot_offsets()?
+            .into_iter()
+            .filter(|offset| *offset > end)
+            .collect();
+        for offset in &lost {
+            self.remove_if_there(&self.directory.join(file_name(*offset, SUFFIX)))?;
+        }
+        if lost.is_empty() {
+            return Ok(());
+        }
+        self.disk
+            .sync_dir(&self.directory)
+            .map_err(|error| self.io_error("sync", error))
     }
 
     fn replay_producers(

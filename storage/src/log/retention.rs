@@ -70,7 +70,21 @@ impl Log {
         offset_limit: i64,
         committed: RaftIndex,
     ) -> Result<Vec<i64>, StorageError> {
-        let segments = self.shared.segments.load_full();
+        let mut count = self.expired_count(now_ms, offset_limit, committed);
+        if count == self.shared.segments.load().len() {
+            if self.next_offset() == self.active.base_offset() {
+                // Only internal frames: nothing is won by rolling.
+                count -= 1;
+            } else {
+                self.roll(now_ms)?;
+            }
+        }
+        self.remove_first(count)
+    }
+
+    /// How many of the first segments [`Self::expire_committed`] would remove.
+    pub fn expired_count(&self, now_ms: i64, offset_limit: i64, committed: RaftIndex) -> usize {
+        let segments = self.shared.segments.load();
         let mut count = 0;
         let mut excess = self.excess_bytes(&segments);
         for segment in segments.iter() {
@@ -87,15 +101,7 @@ impl Log {
             excess -= bytes;
             count += 1;
         }
-        if count == segments.len() {
-            if self.next_offset() == self.active.base_offset() {
-                // Only internal frames: nothing is won by rolling.
-                count -= 1;
-            } else {
-                self.roll(now_ms)?;
-            }
-        }
-        self.remove_first(count)
+        count
     }
 
     fn is_too_old(&self, segment: &Segment, now_ms: i64) -> bool {

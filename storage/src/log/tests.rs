@@ -7,6 +7,7 @@ use streamgauge_protocol::batch::{BatchBuilder, BatchIter, StampedBatch};
 use super::*;
 use crate::disk::real::RealDisk;
 use crate::disk::sim::{Faults, SimDisk};
+use crate::producer_state::ProducerState;
 
 const NO_OP: u8 = 0;
 
@@ -570,4 +571,27 @@ proptest! {
     ) {
         check_history(steps);
     }
+}
+
+#[test]
+fn a_snapshot_of_producers_that_the_power_took_is_removed() {
+    let (disk, shared) = sim();
+    let directory = directory();
+    let mut log = create(&shared, &directory);
+    append(&mut log, 1, 2);
+    sync(&mut log);
+    append(&mut log, 1, 2);
+    let state = ProducerState::new();
+    log.write_producer_snapshot(&state, 4).unwrap();
+    shared.sync_dir(&directory).unwrap();
+    disk.crash(&mut || 0);
+
+    let (mut log, _) = open(&shared, &directory);
+    assert_eq!(log.next_offset(), 2, "what was not synced is gone");
+    log.recover_producers(0).unwrap();
+    append(&mut log, 1, 5);
+    sync(&mut log);
+    disk.crash(&mut || 0);
+    let (log, _) = open(&shared, &directory);
+    assert_eq!(log.producer_snapshot_offset().unwrap(), -1);
 }
