@@ -8,7 +8,8 @@
 //! ```text
 //! raft-state
 //!   record  crc32 u32 | length u32 | durable bytes u64 | topic id 16 bytes | partition i32 | flags u8 |
-//!           term u64 | vote u64 | commit u64 | applied conf index u64 | voters: count u32, id u64 …
+//!           term u64 | vote u64 | commit u64 | applied conf index u64 | auto leave u8 |
+//!           voters, learners, outgoing voters, next learners: count u32 each, then their ids u64 …
 //! ```
 //!
 //! Numbers are big-endian; the checksum covers all that follows it. The last record of a group
@@ -34,7 +35,8 @@ use crate::segment::read_whole;
 
 const FILE_NAME: &str = "raft-state";
 const PREFIX_BYTES: usize = 8;
-const BODY_BYTES_MIN: usize = 8 + 16 + 4 + 1 + 4 * 8 + 4;
+const COUNTS_BYTES: usize = 4 * 4;
+const BODY_BYTES_MIN: usize = 8 + 16 + 4 + 1 + 4 * 8 + 1 + COUNTS_BYTES;
 const FLAG_REMOVED: u8 = 1;
 const FLAG_NO_GROUP: u8 = 2;
 
@@ -57,8 +59,24 @@ pub struct SavedState {
     pub commit: u64,
     /// The last membership change that `voters` includes.
     pub conf_index: u64,
-    /// Empty until a membership change has been applied.
+    /// Empty until it is saved for the first time.
     pub voters: Vec<u64>,
+    pub learners: Vec<u64>,
+    /// Voters of the old membership while it changes to a new one (joint consensus).
+    pub voters_outgoing: Vec<u64>,
+    pub learners_next: Vec<u64>,
+    pub auto_leave: bool,
+}
+
+impl SavedState {
+    fn lists(&self) -> [&Vec<u64>; 4] {
+        [
+            &self.voters,
+            &self.learners,
+            &self.voters_outgoing,
+            &self.learners_next,
+        ]
+    }
 }
 
 /// The hard states of one shard.
@@ -278,7 +296,8 @@ fn durable_behind(damaged: &[u8], position: u64) -> Option<u64> {
 }
 
 fn record_bytes(state: &SavedState) -> usize {
-    PREFIX_BYTES + BODY_BYTES_MIN + state.voters.len() * 8
+    let members: usize = state.lists().iter().map(|list| list.len()).sum();
+    PREFIX_BYTES + BODY_BYTES_MIN + members * 8
 }
 
 /// A record of a group, or of none.
@@ -302,9 +321,12 @@ fn encode(durable: u64, key: Option<GroupKey>, state: Option<&SavedState>) -> Ve
     for number in [state.term, state.vote, state.commit, state.conf_index] {
         body.extend_from_slice(&number.to_be_bytes());
     }
-    body.extend_from_slice(&(state.voters.len() as u32).to_be_bytes());
-    for voter in &state.voters {
-        body.extend_from_slice(&voter.to_be_bytes());
+    body.push(u8::from(state.auto_leave));
+    for list in state.lists() {
+        body.extend_from_slice(&(list.len() as u32).to_be_bytes());
+    }
+    for id in state.lists().into_iter().flatten() {
+        body.extend_from_slice(&id.to_be_bytes());
     }
     let length = (body.len() as u32).to_be_bytes();
     let mut hasher = crc32fast::Hasher::new();
@@ -335,10 +357,14 @@ fn decode(bytes: &[u8]) -> Option<Record> {
         return None;
     }
     let mut body = rest.get(..length)?;
-    let voters = (length - BODY_BYTES_MIN) / 8;
-    let count = body.get(BODY_BYTES_MIN - 4..BODY_BYTES_MIN)?;
-    if count != (voters as u32).to_be_bytes() || crc32fast::hash(covered.get(..4 + length)?) != crc
-    {
+    let members = (length - BODY_BYTES_MIN) / 8;
+    let mut counts = body.get(BODY_BYTES_MIN - COUNTS_BYTES..BODY_BYTES_MIN)?;
+    let mut count = || Some(u32::from_be_bytes(take(&mut counts)?) as usize);
+    let counts = [count()?, count()?, count()?, count()?];
+    let sum = counts
+        .iter()
+        .fold(0usize, |sum, count| sum.saturating_add(*count));
+    if sum != members || crc32fast::hash(covered.get(..4 + length)?) != crc {
         return None;
     }
     let durable = u64::from_be_bytes(take(&mut body)?);
@@ -348,17 +374,25 @@ fn decode(bytes: &[u8]) -> Option<Record> {
     };
     let [flags] = take(&mut body)?;
     let mut number = || Some(u64::from_be_bytes(take(&mut body)?));
-    let mut state = SavedState {
-        term: number()?,
-        vote: number()?,
-        commit: number()?,
-        conf_index: number()?,
-        voters: Vec::with_capacity(voters),
+    let (term, vote, commit, conf_index) = (number()?, number()?, number()?, number()?);
+    let [auto_leave] = take(&mut body)?;
+    let mut ids = body
+        .get(COUNTS_BYTES..)?
+        .chunks_exact(8)
+        .filter_map(|id| Some(u64::from_be_bytes(id.try_into().ok()?)));
+    let [voters, learners, voters_outgoing, learners_next] =
+        counts.map(|count| ids.by_ref().take(count).collect());
+    let state = SavedState {
+        term,
+        vote,
+        commit,
+        conf_index,
+        voters,
+        learners,
+        voters_outgoing,
+        learners_next,
+        auto_leave: auto_leave != 0,
     };
-    let _count = u32::from_be_bytes(take(&mut body)?);
-    while !body.is_empty() {
-        state.voters.push(u64::from_be_bytes(take(&mut body)?));
-    }
     Some(Record {
         durable,
         key: (flags & FLAG_NO_GROUP == 0).then_some(key),

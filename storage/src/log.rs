@@ -186,6 +186,8 @@ pub struct Log {
     active_since_ms: i64,
     bytes_since_index: u32,
     start: LogStart,
+    /// Offset of the producer snapshot that a leader sent with the start, or -1.
+    producers_offset: i64,
     epochs: EpochTable,
     dirty_files: Vec<Arc<dyn DiskFile>>,
     dirty_directories: Vec<PathBuf>,
@@ -221,6 +223,11 @@ impl Log {
     /// Whether the log takes no more writes: a sync failed, or what a failed write left is unknown.
     pub fn has_failed(&self) -> bool {
         self.failed
+    }
+
+    /// What lies before the first entry.
+    pub fn start(&self) -> LogStart {
+        self.start
     }
 
     /// The first entry that is there.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use streamgauge::config::{Flush, TopicConfig};
-use streamgauge::shard::event::{Acks, AppendError, Appended, PartitionId};
+use streamgauge::shard::event::{Acks, AppendError, Appended, DeleteRecordsError, PartitionId};
 use streamgauge::shard::view::{PartitionKey, PartitionView};
 use streamgauge_protocol::batch::{BatchIter, BatchRecords};
 use tokio::sync::oneshot;
@@ -29,6 +29,8 @@ pub struct Producer {
     pub outstanding: VecDeque<Arc<Batch>>,
     /// An answer was an error or did not come: nothing new before the old is through.
     pub must_retry: bool,
+    /// The node that it takes for the leader.
+    pub target: usize,
 }
 
 impl Producer {
@@ -40,6 +42,7 @@ impl Producer {
             next_value: 0,
             outstanding: VecDeque::new(),
             must_retry: false,
+            target: 0,
         }
     }
 
@@ -57,6 +60,7 @@ impl Producer {
 
 /// An append whose answer is awaited.
 pub struct Promise {
+    pub node: usize,
     pub producer: usize,
     pub batch: Arc<Batch>,
     pub acks: Acks,
@@ -64,20 +68,39 @@ pub struct Promise {
     pub after_failed_sync: bool,
 }
 
+/// An answer to DeleteRecords that is awaited.
+pub struct Deletion {
+    pub answer: oneshot::Receiver<Result<i64, DeleteRecordsError>>,
+}
+
+/// A topic's partition on one node, and what was seen of it there since it was opened.
+pub struct Replica {
+    pub id: PartitionId,
+    pub view: Arc<PartitionView>,
+    high_watermark_min: i64,
+    log_start_min: i64,
+}
+
 pub struct Topic {
     pub number: usize,
     pub key: PartitionKey,
     pub config: Arc<TopicConfig>,
     pub producers: Vec<Producer>,
-    pub id: Option<PartitionId>,
-    pub view: Option<Arc<PartitionView>>,
+    /// By node; `None` where the node is down.
+    pub replicas: Vec<Option<Replica>>,
     pub promises: VecDeque<Promise>,
+    pub deletions: Vec<Deletion>,
     /// The highest offset that DeleteRecords asked for.
     pub deleted_before: i64,
     /// Acknowledged or served: whoever asks again must get the same.
     expected: BTreeMap<i64, String>,
+    /// What a leader of the highest epoch has shown; later ones must not fall behind it.
     high_watermark_min: i64,
     log_start_min: i64,
+    leader_epoch_max: i32,
+    /// Everything below it was acknowledged or shown by a leader.
+    promised_end: i64,
+    pub acknowledged_count: u64,
 }
 
 impl Topic {
@@ -86,19 +109,23 @@ impl Topic {
         key: PartitionKey,
         config: Arc<TopicConfig>,
         producers: Vec<Producer>,
+        nodes: usize,
     ) -> Self {
         Self {
             number,
             key,
             config,
             producers,
-            id: None,
-            view: None,
+            replicas: (0..nodes).map(|_| None).collect(),
             promises: VecDeque::new(),
+            deletions: Vec::new(),
             deleted_before: 0,
             expected: BTreeMap::new(),
             high_watermark_min: 0,
             log_start_min: 0,
+            leader_epoch_max: -1,
+            promised_end: 0,
+            acknowledged_count: 0,
         }
     }
 
@@ -106,22 +133,44 @@ impl Topic {
         matches!(self.config.flush, Flush::Relaxed { .. })
     }
 
-    pub fn opened(&mut self, id: PartitionId, view: Arc<PartitionView>) {
-        self.id = Some(id);
-        self.view = Some(view);
+    pub fn opened(&mut self, node: usize, id: PartitionId, view: Arc<PartitionView>) {
+        self.replicas[node] = Some(Replica {
+            id,
+            view,
+            high_watermark_min: 0,
+            log_start_min: 0,
+        });
     }
 
-    /// The broker is gone. What a looser flush policy acknowledged need not survive loss of power.
-    pub fn stopped(&mut self, power_failure: bool, next_producer_id: &mut i64) {
-        self.id = None;
-        self.view = None;
+    pub fn id(&self, node: usize) -> Option<PartitionId> {
+        self.replicas[node].as_ref().map(|replica| replica.id)
+    }
+
+    /// How often the leadership changed, as far as readers saw.
+    pub fn leader_epoch(&self) -> i32 {
+        self.leader_epoch_max
+    }
+
+    /// The node that serves as leader of the highest epoch.
+    pub fn leader(&self) -> Option<usize> {
+        (0..self.replicas.len())
+            .filter_map(|node| Some((node, &self.replicas[node].as_ref()?.view)))
+            .filter(|(_, view)| view.is_serving())
+            .max_by_key(|(_, view)| view.leader_epoch())
+            .map(|(node, _)| node)
+    }
+
+    /// A node is gone. What a looser flush policy acknowledged need not survive loss of power.
+    pub fn stopped(&mut self, node: usize, power_failure: bool, next_producer_id: &mut i64) {
+        self.replicas[node] = None;
         for producer in &mut self.producers {
-            producer.must_retry = true;
+            producer.must_retry |= producer.target == node;
         }
         if !(power_failure && self.is_relaxed()) {
             return;
         }
         self.expected.clear();
+        self.promised_end = 0;
         self.high_watermark_min = 0;
         self.log_start_min = 0;
         for producer in &mut self.producers {
@@ -134,16 +183,22 @@ impl Topic {
         }
     }
 
-    pub fn start_promised(&mut self, log_start_offset: i64) {
-        assert!(
-            log_start_offset >= self.log_start_min,
-            "log start went back"
-        );
-        self.log_start_min = log_start_offset;
-    }
-
-    /// Takes the answers that have come.
-    pub fn collect(&mut self, sync_failed: bool) {
+    /// Takes the answers that have come. `sync_failed` is by node.
+    pub fn collect(&mut self, sync_failed: &[bool]) {
+        let alone = self.replicas.len() == 1;
+        for mut deletion in std::mem::take(&mut self.deletions) {
+            match deletion.answer.try_recv() {
+                Err(TryRecvError::Empty) => self.deletions.push(deletion),
+                Ok(Ok(start)) => {
+                    if !self.has_retention() {
+                        assert!(start >= self.log_start_min, "log start went back");
+                        self.log_start_min = start;
+                    }
+                }
+                // Whoever cannot write does not delete either.
+                Ok(Err(_)) | Err(TryRecvError::Closed) => {}
+            }
+        }
         for mut promise in std::mem::take(&mut self.promises) {
             match promise.answer.try_recv() {
                 Err(TryRecvError::Empty) => self.promises.push_back(promise),
@@ -155,7 +210,7 @@ impl Topic {
                 Ok(Ok(appended)) => self.acknowledged(&promise, appended),
                 Ok(Err(error)) => {
                     assert!(is_expected(&error), "topic {}: {error}", self.number);
-                    if promise.after_failed_sync && sync_failed {
+                    if alone && promise.after_failed_sync && sync_failed[promise.node] {
                         assert!(
                             matches!(error, AppendError::Storage(_)),
                             "topic {}: after a failed sync: {error}",
@@ -166,6 +221,10 @@ impl Topic {
                 }
             }
         }
+    }
+
+    fn has_retention(&self) -> bool {
+        self.config.retention_bytes >= 0
     }
 
     fn acknowledged(&mut self, promise: &Promise, appended: Appended) {
@@ -179,9 +238,12 @@ impl Topic {
         if promise.acks != Acks::All {
             return;
         }
-        if let Some(view) = &self.view {
+        self.acknowledged_count += 1;
+        self.leader_epoch_max = self.leader_epoch_max.max(appended.leader_epoch);
+        self.promised_end = self.promised_end.max(appended.last_offset + 1);
+        if let Some(replica) = &self.replicas[promise.node] {
             assert!(
-                view.high_watermark() > appended.last_offset,
+                replica.view.high_watermark() > appended.last_offset,
                 "topic {topic}: acknowledged above the high watermark"
             );
         }
@@ -206,36 +268,71 @@ impl Topic {
         );
     }
 
-    /// Reads all that a consumer may and compares it with what was promised and seen.
+    /// Reads all that a consumer may, from every replica, and compares it with what was promised
+    /// and seen.
     pub fn check_reads(&mut self) {
+        // The newest leader first: what others do not know yet is measured by it.
+        let leader = self.leader();
+        if let Some(leader) = leader {
+            self.check_replica(leader);
+        }
+        for node in 0..self.replicas.len() {
+            if Some(node) != leader {
+                self.check_replica(node);
+            }
+        }
+    }
+
+    fn check_replica(&mut self, node: usize) {
         let topic = self.number;
-        let Some(view) = self.view.clone() else {
+        let has_retention = self.has_retention();
+        let Some(replica) = &mut self.replicas[node] else {
             return;
         };
-        if !view.is_serving() {
-            return;
-        }
+        let view = Arc::clone(&replica.view);
+        // In this order: the log may start anew further on.
         let (start, end) = (view.log_start_offset(), view.high_watermark());
+        let epoch = view.leader_epoch();
+        // A leader that was deposed and does not know it yet knows less.
+        let leads = view.is_serving() && epoch >= self.leader_epoch_max;
         assert!(
-            end >= self.high_watermark_min,
-            "topic {topic}: high watermark went back from {} to {end}",
-            self.high_watermark_min
+            end >= replica.high_watermark_min,
+            "topic {topic}, node {node}: high watermark went back from {} to {end}",
+            replica.high_watermark_min
         );
         assert!(
-            start >= self.log_start_min,
-            "topic {topic}: log start went back from {} to {start}",
-            self.log_start_min
+            start >= replica.log_start_min,
+            "topic {topic}, node {node}: log start went back from {} to {start}",
+            replica.log_start_min
         );
-        assert!(start <= end, "topic {topic}: log starts after its end");
-        if self.config.retention_bytes < 0 {
+        replica.high_watermark_min = end;
+        replica.log_start_min = start;
+        if leads {
+            self.leader_epoch_max = epoch;
+            assert!(
+                end >= self.high_watermark_min,
+                "topic {topic}, node {node}: leader shows {end}, another showed {}",
+                self.high_watermark_min
+            );
+            self.high_watermark_min = end;
+            self.promised_end = self.promised_end.max(end);
+            if !has_retention {
+                assert!(
+                    start >= self.log_start_min,
+                    "topic {topic}, node {node}: log start went back from {} to {start}",
+                    self.log_start_min
+                );
+                self.log_start_min = start;
+            }
+            assert!(start <= end, "topic {topic}: log starts after its end");
+        }
+        if !has_retention {
             assert!(
                 start <= self.deleted_before,
                 "topic {topic}: records below {start} are gone and nobody asked"
             );
         }
-        self.high_watermark_min = end;
-        self.log_start_min = start;
-        self.expected = self.expected.split_off(&start);
+        let end = end.max(start);
 
         let mut found = BTreeMap::new();
         let mut offset = start;
@@ -283,24 +380,40 @@ impl Topic {
             end - start,
             "topic {topic}: records missing"
         );
-        for (offset, value) in &self.expected {
+        // A follower may know of a commit that its leader, whose own sync lags, does not show yet.
+        let promised_end = if leads { self.promised_end } else { end };
+        for (offset, value) in self.expected.range(start..promised_end.max(start)) {
             assert_eq!(
                 found.get(offset),
                 Some(value),
-                "topic {topic}: promised at {offset} and not there"
+                "topic {topic}, node {node}: promised at {offset} and not there"
             );
         }
-        self.expected = found;
+        self.expected.extend(found);
+        self.expected = self.expected.split_off(&self.log_start_min);
     }
 
-    /// Once nothing fails, everybody has an answer.
+    /// Once nothing fails, everybody has an answer, and all replicas hold the same.
     pub fn check_settled(&self) {
         let topic = self.number;
-        assert!(
-            self.view.as_ref().is_some_and(|view| view.is_serving()),
-            "topic {topic} does not serve"
-        );
+        let Some(leader) = self.leader() else {
+            panic!("topic {topic} is not served");
+        };
+        let views: Vec<_> = self
+            .replicas
+            .iter()
+            .map(|replica| Arc::clone(&replica.as_ref().expect("all nodes are up").view))
+            .collect();
+        for (node, view) in views.iter().enumerate() {
+            assert_eq!(
+                view.high_watermark(),
+                views[leader].high_watermark(),
+                "topic {topic}: node {node} is not where its leader {leader} is"
+            );
+            assert_eq!(view.leader_epoch(), views[leader].leader_epoch());
+        }
         assert!(self.promises.is_empty(), "topic {topic}: no answer came");
+        assert!(self.deletions.is_empty(), "topic {topic}: no answer came");
         for producer in &self.producers {
             assert!(
                 producer.outstanding.is_empty(),

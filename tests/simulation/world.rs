@@ -1,15 +1,18 @@
-//! One simulated node: the production shard on a disk in memory, with clients and faults.
+//! Simulated brokers: the production shard of each on a disk in memory, a network between them,
+//! clients and faults.
 //!
-//! Everything that happens follows from the seed: the clock, the order in which syncs end among
-//! new events, what the clients do, when the disk fills, fails or loses power and what it keeps.
+//! Everything that happens follows from the seed: the clocks, the order in which syncs end and
+//! messages arrive among new events, what the clients do, which links are cut, when a disk fills,
+//! fails or loses power and what it keeps.
 
+use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use streamgauge::config::{ConfigLoader, Flush, TimestampType, TopicConfig};
 use streamgauge::shard::core::{Shard, ShardSettings};
 use streamgauge::shard::event::{
-    Acks, Append, AppendError, DeleteRecordsError, Effect, Event, OpenPartition,
+    Acks, Append, AppendError, Effect, Event, GroupMessage, OpenPartition,
 };
 use streamgauge::shard::view::PartitionKey;
 use streamgauge_protocol::batch::BatchBuilder;
@@ -19,7 +22,7 @@ use streamgauge_storage::log::SyncTicket;
 use tokio::sync::oneshot;
 use uuid::Uuid;
 
-use crate::model::{Batch, Producer, Promise, Topic};
+use crate::model::{Batch, Deletion, Producer, Promise, Topic};
 
 /// Most batches of one producer that await an answer; a broker remembers five.
 const IN_FLIGHT_MAX: usize = 3;
@@ -59,31 +62,63 @@ pub enum Trouble {
     Fatal,
 }
 
-pub struct World {
-    pub random: Random,
+/// One broker.
+pub struct Node {
     pub disk: SimDisk,
-    pub topics: Vec<Topic>,
     pub trouble: Trouble,
-    pub restarts: u64,
     shard: Option<Shard>,
-    now_ms: i64,
+    /// How far its clock is from the world's.
+    skew_ms: i64,
     syncing: Option<(u64, Vec<SyncTicket>)>,
     sync_failed: bool,
+}
+
+/// A message between two nodes.
+struct Letter {
+    from: usize,
+    to: usize,
+    message: GroupMessage,
+}
+
+/// Messages under way beyond which new ones are lost: a queue that is full.
+const NETWORK_MAX: usize = 2_000;
+
+pub struct World {
+    pub random: Random,
+    pub nodes: Vec<Node>,
+    pub topics: Vec<Topic>,
+    pub restarts: u64,
+    network: VecDeque<Letter>,
+    /// Links that carry nothing, each in one direction.
+    cut: Vec<(usize, usize)>,
+    /// Messages are also lost, doubled and overtaken.
+    unreliable: bool,
+    now_ms: i64,
     next_producer_id: i64,
 }
 
 impl World {
-    pub fn new(seed: u64) -> Self {
+    pub fn new(seed: u64, nodes: usize) -> Self {
+        let mut random = Random::new(seed);
+        let nodes: Vec<Node> = (0..nodes)
+            .map(|_| Node {
+                disk: SimDisk::new(),
+                trouble: Trouble::None,
+                shard: None,
+                skew_ms: i64::try_from(random.below(7_200_000)).expect("small") - 3_600_000,
+                syncing: None,
+                sync_failed: false,
+            })
+            .collect();
         let mut world = Self {
-            random: Random::new(seed),
-            disk: SimDisk::new(),
+            random,
+            nodes,
             topics: Vec::new(),
-            trouble: Trouble::None,
             restarts: 0,
-            shard: None,
-            now_ms: 1_000_000,
-            syncing: None,
-            sync_failed: false,
+            network: VecDeque::new(),
+            cut: Vec::new(),
+            unreliable: true,
+            now_ms: 10_000_000,
             next_producer_id: 1,
         };
         for number in 0..4 {
@@ -91,6 +126,10 @@ impl World {
             world.topics.push(topic);
         }
         world
+    }
+
+    fn is_alone(&self) -> bool {
+        self.nodes.len() == 1
     }
 
     fn new_topic(&mut self, number: usize) -> Topic {
@@ -104,7 +143,8 @@ impl World {
         match number {
             1 => config.message_timestamp_type = TimestampType::LogAppendTime,
             2 => config.retention_bytes = 2_000,
-            3 => {
+            // Of several replicas, a majority would have to keep what one acknowledged.
+            3 if self.is_alone() => {
                 config.flush = Flush::Relaxed {
                     messages: 5,
                     ms: 700,
@@ -124,27 +164,42 @@ impl World {
                 Producer::new(number, (number < 2).then_some(self.next_producer_id))
             })
             .collect();
-        Topic::new(number, key, Arc::new(config), producers)
+        let nodes = self.nodes.len();
+        Topic::new(number, key, Arc::new(config), producers, nodes)
     }
 
-    /// Opens the shard and all its partitions.
+    /// Starts all nodes.
     pub fn start(&mut self) -> Result<(), StorageError> {
+        (0..self.nodes.len()).try_for_each(|node| self.start_node(node))
+    }
+
+    /// Opens a node's shard and all its partitions.
+    fn start_node(&mut self, node: usize) -> Result<(), StorageError> {
         let settings = ShardSettings {
-            broker_id: 1,
+            broker_id: i32::try_from(node).expect("few nodes"),
             directory: PathBuf::from("/data/raft-state-0"),
             retention_check_interval_ms: 500,
             producer_expiration_ms: i64::MAX / 4,
+            seed: self.random.number(),
         };
-        let disk = Arc::new(self.disk.clone());
-        self.shard = Some(Shard::open(settings, disk, self.now_ms)?);
+        let now_ms = self.now_ms(node);
+        let disk = Arc::new(self.nodes[node].disk.clone());
+        self.nodes[node].shard = Some(Shard::open(settings, disk, now_ms)?);
         self.restarts += 1;
         for number in 0..self.topics.len() {
-            self.open(number)?;
+            self.open(node, number)?;
         }
         Ok(())
     }
 
-    fn open(&mut self, number: usize) -> Result<(), StorageError> {
+    fn now_ms(&self, node: usize) -> i64 {
+        self.now_ms + self.nodes[node].skew_ms
+    }
+
+    fn open(&mut self, node: usize, number: usize) -> Result<(), StorageError> {
+        let replicas = (0..self.nodes.len())
+            .map(|node| i32::try_from(node).expect("few nodes"))
+            .collect();
         let topic = &self.topics[number];
         let (reply, mut opened) = oneshot::channel();
         let event = Event::Open(Box::new(OpenPartition {
@@ -152,73 +207,125 @@ impl World {
             topic: format!("topic-{number}").into(),
             directory: PathBuf::from(format!("/data/topic-{number}-0")),
             config: Arc::clone(&topic.config),
-            replicas: vec![1],
+            replicas,
             reply,
         }));
-        self.handle(event);
+        self.handle(node, event);
         let opened = opened.try_recv().expect("opening is answered at once")?;
-        self.topics[number].opened(opened.id, opened.view);
+        self.topics[number].opened(node, opened.id, opened.view);
         Ok(())
     }
 
     /// Power goes, or only the process dies and the page cache stays; then all starts again.
-    pub fn restart(&mut self, power_failure: bool) {
-        self.shard = None;
-        self.syncing = None;
-        self.collect();
-        if power_failure {
-            let random = &mut self.random;
-            self.disk.crash(&mut || random.number());
-        }
-        self.disk.set_faults(Faults::default());
-        self.trouble = Trouble::None;
-        self.sync_failed = false;
-        for topic in &mut self.topics {
-            topic.stopped(power_failure, &mut self.next_producer_id);
-        }
+    pub fn restart(&mut self, node: usize, power_failure: bool) {
+        self.stop(node, power_failure);
+        let state = &mut self.nodes[node];
+        state.disk.set_faults(Faults::default());
+        state.trouble = Trouble::None;
+        state.sync_failed = false;
         // Power may go again while the broker recovers.
         for _ in 0..3 {
             if !self.random.one_in(4) {
                 break;
             }
-            self.disk.set_faults(Faults {
+            self.nodes[node].disk.set_faults(Faults {
                 stop_after: Some(self.random.below(12)),
                 ..Faults::default()
             });
-            let _interrupted = self.start();
-            self.shard = None;
-            self.syncing = None;
-            let random = &mut self.random;
-            self.disk.crash(&mut || random.number());
-            for topic in &mut self.topics {
-                topic.stopped(true, &mut self.next_producer_id);
-            }
+            let _interrupted = self.start_node(node);
+            self.stop(node, true);
         }
-        self.start()
-            .unwrap_or_else(|error| panic!("a broker does not start after a crash: {error}"));
+        self.start_node(node).unwrap_or_else(|error| {
+            panic!("node {node} does not start after a crash: {error}");
+        });
     }
 
-    fn handle(&mut self, event: Event) {
-        let now_ms = self.now_ms;
-        if let Some(shard) = &mut self.shard {
+    fn stop(&mut self, node: usize, power_failure: bool) {
+        let state = &mut self.nodes[node];
+        state.shard = None;
+        state.syncing = None;
+        self.collect();
+        if power_failure {
+            let random = &mut self.random;
+            self.nodes[node].disk.crash(&mut || random.number());
+        }
+        for topic in &mut self.topics {
+            topic.stopped(node, power_failure, &mut self.next_producer_id);
+        }
+    }
+
+    fn handle(&mut self, node: usize, event: Event) {
+        let now_ms = self.now_ms(node);
+        if let Some(shard) = &mut self.nodes[node].shard {
             shard.handle(event, now_ms);
         }
     }
 
-    pub fn flush(&mut self) {
-        let now_ms = self.now_ms;
-        if let Some(shard) = &mut self.shard
-            && let Some(Effect::Sync { round, tickets }) = shard.flush(now_ms)
-        {
-            assert!(self.syncing.is_none(), "two rounds of syncs at once");
-            self.syncing = Some((round, tickets));
+    pub fn flush(&mut self, node: usize) {
+        let now_ms = self.now_ms(node);
+        let state = &mut self.nodes[node];
+        if let Some(shard) = &mut state.shard {
+            if let Some(Effect::Sync { round, tickets }) = shard.flush(now_ms) {
+                assert!(state.syncing.is_none(), "two rounds of syncs at once");
+                state.syncing = Some((round, tickets));
+            }
+            for (to, message) in shard.take_outbox() {
+                self.post(node, usize::try_from(to).expect("a node"), message);
+            }
         }
         self.collect();
     }
 
-    /// Runs one file's sync of the round under way, or ends the round.
-    pub fn sync_step(&mut self) {
-        let Some((round, tickets)) = &mut self.syncing else {
+    fn post(&mut self, from: usize, to: usize, message: GroupMessage) {
+        let lost = self.cut.contains(&(from, to))
+            || self.network.len() >= NETWORK_MAX
+            || (self.unreliable && self.random.one_in(50));
+        if lost {
+            // Sometimes the sender learns of it.
+            if self.random.one_in(2) {
+                let event = Event::Unreachable {
+                    broker: i32::try_from(to).expect("few nodes"),
+                    groups: vec![message.group],
+                };
+                self.handle(from, event);
+            }
+            return;
+        }
+        if self.unreliable && self.random.one_in(50) {
+            let message = message.clone();
+            self.network.push_back(Letter { from, to, message });
+        }
+        self.network.push_back(Letter { from, to, message });
+    }
+
+    /// Some messages arrive, mostly in order.
+    pub fn deliver(&mut self, count: u64) {
+        for _ in 0..count {
+            let length = self.network.len() as u64;
+            let at = match self.unreliable && self.random.one_in(10) {
+                true => self.random.below(length.max(1)),
+                false => 0,
+            };
+            let Some(letter) = self.network.remove(at as usize) else {
+                return;
+            };
+            if self.cut.contains(&(letter.from, letter.to)) {
+                continue;
+            }
+            let event = Event::Raft {
+                messages: vec![letter.message],
+            };
+            self.handle(letter.to, event);
+            if !self.random.one_in(3) {
+                self.flush(letter.to);
+            }
+        }
+    }
+
+    /// Runs one file's sync of a node's round under way, or ends the round.
+    pub fn sync_step(&mut self, node: usize) {
+        let state = &mut self.nodes[node];
+        let Some((round, tickets)) = &mut state.syncing else {
             return;
         };
         let round = *round;
@@ -229,21 +336,23 @@ impl World {
             },
             None => Ok(()),
         };
-        self.sync_failed |= result.is_err();
-        self.syncing = None;
-        self.handle(Event::Synced { round, result });
+        state.sync_failed |= result.is_err();
+        state.syncing = None;
+        self.handle(node, Event::Synced { round, result });
     }
 
-    pub fn tick(&mut self, passed_ms: i64) {
+    pub fn tick(&mut self, node: usize, passed_ms: i64) {
         self.now_ms += passed_ms;
-        self.handle(Event::Tick);
+        self.handle(node, Event::Tick);
     }
 
-    /// Takes the answers that have come and checks what readers see.
+    /// Takes the answers that have come and, now and then, checks what readers see.
     pub fn collect(&mut self) {
+        let sync_failed: Vec<bool> = self.nodes.iter().map(|node| node.sync_failed).collect();
+        let check = self.is_alone() || self.random.one_in(16);
         for topic in &mut self.topics {
-            topic.collect(self.sync_failed);
-            if self.shard.is_some() {
+            topic.collect(&sync_failed);
+            if check {
                 topic.check_reads();
             }
         }
@@ -252,85 +361,146 @@ impl World {
     /// One thing happens.
     pub fn step(&mut self) {
         let number = self.random.below(self.topics.len() as u64) as usize;
+        let node = self.random.below(self.nodes.len() as u64) as usize;
         match self.random.below(100) {
             0..45 => self.produce(number),
             45..52 => self.retry(number),
-            52..78 => self.sync_step(),
+            52..78 => self.sync_step(node),
             78..86 => {
                 let passed_ms = i64::try_from(self.random.below(600)).expect("small");
-                self.tick(passed_ms);
+                self.tick(node, passed_ms);
             }
             86..89 => self.delete_records(number),
             89 if self.random.one_in(3) => self.recreate(number),
-            90..95 => self.fault(),
-            95 if self.random.one_in(2) => self.restart(true),
-            96 if self.random.one_in(2) => self.restart(false),
-            97 if self.random.one_in(3) => self.close(),
+            90..95 if self.is_alone() || self.random.one_in(6) => self.fault(node),
+            95 if self.random.one_in(2 * self.nodes.len() as u64) => self.restart(node, true),
+            96 if self.random.one_in(2 * self.nodes.len() as u64) => self.restart(node, false),
+            97 if self.random.one_in(3 * self.nodes.len() as u64) => self.close(node),
+            98 if self.random.one_in(4) => self.transfer(number, node),
+            99 if self.random.one_in(4) => self.cut_or_mend_links(),
             _ => {}
+        }
+        if !self.is_alone() {
+            self.pass_time();
+            return;
         }
         // Several events may come before the shard turns to writing.
         if !self.random.one_in(3) {
-            self.flush();
+            self.flush(0);
         } else {
             self.collect();
         }
     }
 
-    fn fault(&mut self) {
-        match (self.trouble, self.random.below(4)) {
-            (Trouble::Fatal, _) => self.restart(true),
-            (Trouble::Writes, _) => self.mend(),
+    /// All nodes do something, at their own pace.
+    fn pass_time(&mut self) {
+        let tick = self.random.one_in(4);
+        for node in 0..self.nodes.len() {
+            if tick && !self.random.one_in(8) {
+                self.tick(node, 33);
+            }
+            if self.random.one_in(2) {
+                self.flush(node);
+            }
+            if self.random.one_in(2) {
+                self.sync_step(node);
+            }
+        }
+        let count = self.random.below(16);
+        self.deliver(count);
+        self.collect();
+    }
+
+    /// Leadership is to move.
+    fn transfer(&mut self, number: usize, to: usize) {
+        let to = (!self.random.one_in(4)).then(|| i32::try_from(to).expect("few nodes"));
+        for node in 0..self.nodes.len() {
+            if let Some(partition) = self.topics[number].id(node) {
+                self.handle(node, Event::Transfer { partition, to });
+            }
+        }
+    }
+
+    fn cut_or_mend_links(&mut self) {
+        if !self.cut.is_empty() {
+            self.cut.clear();
+            return;
+        }
+        let count = self.nodes.len() as u64;
+        let (one, other) = (
+            self.random.below(count) as usize,
+            self.random.below(count) as usize,
+        );
+        let others = (0..self.nodes.len()).filter(|node| *node != one);
+        self.cut = match self.random.below(3) {
+            // A node is cut off, a link is, or it carries one way only.
+            0 => others
+                .flat_map(|other| [(one, other), (other, one)])
+                .collect(),
+            1 => vec![(one, other), (other, one)],
+            _ => vec![(one, other)],
+        };
+    }
+
+    fn fault(&mut self, node: usize) {
+        let choice = self.random.below(4);
+        let (few, small) = (self.random.below(30), self.random.below(500));
+        let state = &mut self.nodes[node];
+        match (state.trouble, choice) {
+            (Trouble::Fatal, _) => self.restart(node, true),
+            (Trouble::Writes, _) => self.mend(node),
             (Trouble::None, 0) => {
-                self.trouble = Trouble::Writes;
-                self.disk.set_faults(Faults {
-                    capacity_bytes: Some(self.disk.used_bytes() + self.random.below(500)),
+                state.trouble = Trouble::Writes;
+                state.disk.set_faults(Faults {
+                    capacity_bytes: Some(state.disk.used_bytes() + small),
                     ..Faults::default()
                 });
             }
             (Trouble::None, 1) => {
-                self.trouble = Trouble::Writes;
-                self.disk.set_faults(Faults {
+                state.trouble = Trouble::Writes;
+                state.disk.set_faults(Faults {
                     fail_writes: true,
                     ..Faults::default()
                 });
             }
             (Trouble::None, 2) => {
-                self.trouble = Trouble::Fatal;
-                self.disk.set_faults(Faults {
+                state.trouble = Trouble::Fatal;
+                state.disk.set_faults(Faults {
                     fail_syncs: true,
                     ..Faults::default()
                 });
             }
-            (Trouble::None, _) => self.stop_power_after_some(),
+            (Trouble::None, _) => self.stop_power_after(node, few),
         }
     }
 
-    fn stop_power_after_some(&mut self) {
-        let after = self.random.below(30);
-        self.stop_power_after(after);
-    }
-
-    pub fn stop_power_after(&mut self, operations: u64) {
-        self.trouble = Trouble::Fatal;
-        self.disk.set_faults(Faults {
+    pub fn stop_power_after(&mut self, node: usize, operations: u64) {
+        let state = &mut self.nodes[node];
+        state.trouble = Trouble::Fatal;
+        state.disk.set_faults(Faults {
             stop_after: Some(operations),
             ..Faults::default()
         });
     }
 
     /// There is space again.
-    pub fn mend(&mut self) {
-        self.disk.set_faults(Faults::default());
-        self.trouble = Trouble::None;
+    pub fn mend(&mut self, node: usize) {
+        let state = &mut self.nodes[node];
+        state.disk.set_faults(Faults::default());
+        state.trouble = Trouble::None;
     }
 
     pub fn produce(&mut self, number: usize) {
         let which = self.random.below(3) as usize;
         let records = 1 + self.random.below(3);
         let padding = self.random.below(120) as usize;
+        let leader = self.guess_leader(number);
         let producer = &mut self.topics[number].producers[which];
         if producer.must_retry || producer.outstanding.len() >= IN_FLIGHT_MAX {
             return;
+        }
+        if producer.outstanding.is_empty() {
+            producer.target = leader;
         }
         let acks = match (producer.id, self.random.below(3)) {
             (None, 0) => Acks::None,
@@ -343,8 +513,9 @@ impl World {
             builder = builder.producer(id, 0, producer.next_sequence);
             producer.next_sequence += i32::try_from(records).expect("small");
         }
+        let timestamp = self.now_ms;
         for value in &values {
-            builder = builder.record(self.now_ms, None, Some(value.as_bytes()));
+            builder = builder.record(timestamp, None, Some(value.as_bytes()));
         }
         let bytes = builder.build().expect("a batch of valid records");
         let batch = Arc::new(Batch { bytes, values });
@@ -354,11 +525,22 @@ impl World {
         self.send(number, which, batch, acks);
     }
 
+    /// Mostly right.
+    fn guess_leader(&mut self, number: usize) -> usize {
+        let any = self.random.below(self.nodes.len() as u64) as usize;
+        match self.topics[number].leader() {
+            Some(leader) if !self.random.one_in(8) => leader,
+            _ => any,
+        }
+    }
+
     /// Sends again, in order, all that a producer has no good answer for.
     pub fn retry(&mut self, topic: usize) {
         for which in 0..self.topics[topic].producers.len() {
+            let leader = self.guess_leader(topic);
             let producer = &mut self.topics[topic].producers[which];
             producer.must_retry = false;
+            producer.target = leader;
             let again: Vec<_> = producer.outstanding.iter().cloned().collect();
             for batch in again {
                 self.send(topic, which, batch, Acks::All);
@@ -367,106 +549,130 @@ impl World {
     }
 
     fn send(&mut self, number: usize, producer: usize, batch: Arc<Batch>, acks: Acks) {
-        let Some(id) = self.topics[number].id else {
+        let node = self.topics[number].producers[producer].target;
+        let Some(id) = self.topics[number].id(node) else {
+            self.topics[number].producers[producer].must_retry = true;
             return;
         };
         let (reply, answer) = oneshot::channel();
         let bytes = batch.bytes.clone();
         self.topics[number].promises.push_back(Promise {
+            node,
             producer,
             batch,
             acks,
             answer,
-            after_failed_sync: self.sync_failed,
+            after_failed_sync: self.nodes[node].sync_failed,
         });
-        self.handle(Event::Append(
-            id,
-            Append {
-                batch: bytes,
-                acks,
-                reply,
-            },
-        ));
+        let append = Append {
+            batch: bytes,
+            acks,
+            reply,
+        };
+        self.handle(node, Event::Append(id, append));
     }
 
     fn delete_records(&mut self, number: usize) {
-        let (Some(id), Some(view)) = (self.topics[number].id, &self.topics[number].view) else {
+        let node = self.guess_leader(number);
+        let topic = &mut self.topics[number];
+        let Some(replica) = &topic.replicas[node] else {
             return;
         };
-        let (start, end) = (view.log_start_offset(), view.high_watermark());
-        let before_offset = start + self.random.below((end - start) as u64 + 2) as i64;
-        let (reply, mut answer) = oneshot::channel();
-        self.handle(Event::DeleteRecords {
-            partition: id,
+        let (start, end) = (
+            replica.view.log_start_offset(),
+            replica.view.high_watermark(),
+        );
+        let before_offset = start + self.random.below((end - start).max(0) as u64 + 2) as i64;
+        let (reply, answer) = oneshot::channel();
+        let event = Event::DeleteRecords {
+            partition: replica.id,
             before_offset,
             reply,
-        });
-        let topic = &mut self.topics[number];
+        };
+        topic.deletions.push(Deletion { answer });
         // Asked for is asked for, even if the answer is that it failed.
         topic.deleted_before = topic.deleted_before.max(before_offset.min(end));
-        match answer.try_recv() {
-            Ok(Ok(start)) => topic.start_promised(start),
-            Ok(Err(DeleteRecordsError::OffsetOutOfRange)) => assert!(before_offset > end),
-            Ok(Err(_)) => assert_ne!(self.trouble, Trouble::None, "records are not deleted"),
-            Err(_) => panic!("DeleteRecords was not answered"),
-        }
+        self.handle(node, event);
     }
 
     /// The topic is deleted and one of the same name created.
     fn recreate(&mut self, number: usize) {
-        if self.trouble != Trouble::None {
+        let all_well = self.nodes.iter().all(|node| node.trouble == Trouble::None);
+        if !all_well {
             return;
         }
-        let Some(id) = self.topics[number].id else {
-            return;
-        };
-        let (reply, _deleted) = oneshot::channel();
-        self.handle(Event::Delete {
-            partition: id,
-            reply,
-        });
+        for node in 0..self.nodes.len() {
+            let Some(partition) = self.topics[number].id(node) else {
+                continue;
+            };
+            let (reply, _deleted) = oneshot::channel();
+            self.handle(node, Event::Delete { partition, reply });
+        }
         self.topics[number] = self.new_topic(number);
-        self.open(number)
-            .unwrap_or_else(|error| panic!("a new partition is not opened: {error}"));
+        for node in 0..self.nodes.len() {
+            self.open(node, number)
+                .unwrap_or_else(|error| panic!("a new partition is not opened: {error}"));
+        }
     }
 
-    /// The broker is stopped in order and started again.
-    fn close(&mut self) {
-        if self.trouble != Trouble::None {
+    /// A broker is stopped in order and started again.
+    fn close(&mut self, node: usize) {
+        if self.nodes[node].trouble != Trouble::None {
             return;
         }
-        while self.syncing.is_some() {
-            self.sync_step();
+        while self.nodes[node].syncing.is_some() {
+            self.sync_step(node);
         }
         let (reply, _closed) = oneshot::channel();
-        self.handle(Event::Close { reply });
-        self.restart(false);
+        self.handle(node, Event::Close { reply });
+        self.restart(node, false);
     }
 
     /// Nothing fails any more: every producer gets its answer, and all that was promised is there.
     pub fn settle(&mut self) {
-        match self.trouble {
-            Trouble::Fatal => self.restart(true),
-            Trouble::Writes => self.mend(),
-            Trouble::None => {}
-        }
-        for _ in 0..12 {
-            self.tick(1_100);
-            for _ in 0..60 {
-                self.flush();
-                self.sync_step();
-            }
-            for number in 0..self.topics.len() {
-                self.retry(number);
+        self.cut.clear();
+        self.unreliable = false;
+        for node in 0..self.nodes.len() {
+            match self.nodes[node].trouble {
+                Trouble::Fatal => self.restart(node, true),
+                Trouble::Writes => self.mend(node),
+                Trouble::None => {}
             }
         }
-        for _ in 0..60 {
-            self.flush();
-            self.sync_step();
+        let rounds = if self.is_alone() { 12 } else { 120 };
+        for round in 0..rounds {
+            for node in 0..self.nodes.len() {
+                self.tick(node, if self.is_alone() { 1_100 } else { 100 });
+            }
+            self.work_off();
+            if self.is_alone() || round % 10 == 9 {
+                for number in 0..self.topics.len() {
+                    self.retry(number);
+                }
+            }
         }
+        self.work_off();
         self.collect();
-        for topic in &self.topics {
+        for topic in &mut self.topics {
+            topic.check_reads();
             topic.check_settled();
+        }
+        self.unreliable = true;
+    }
+
+    /// Lets everything that has begun come to its end.
+    fn work_off(&mut self) {
+        for _ in 0..60 {
+            for node in 0..self.nodes.len() {
+                self.flush(node);
+                self.sync_step(node);
+            }
+            self.deliver(100);
+            let quiet =
+                self.network.is_empty() && self.nodes.iter().all(|node| node.syncing.is_none());
+            if quiet && !self.is_alone() {
+                return;
+            }
         }
     }
 }

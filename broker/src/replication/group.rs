@@ -7,17 +7,30 @@
 //! `Ready` and `advance_append_async`, and votes and acknowledgements leave only after the sync of
 //! the very `Ready` that they came with.
 
-use protobuf::Message as _;
 use std::collections::VecDeque;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use raft::eraftpb::{ConfChangeV2, ConfState, Entry as RaftEntry, HardState, Message, MessageType};
-use raft::{Config, RawNode, StateRole};
-use streamgauge_protocol::batch::StampedBatch;
+use protobuf::Message as _;
+use raft::eraftpb::{
+    ConfChangeV2, ConfState, Entry as RaftEntry, EntryType, HardState, Message, MessageType,
+    Snapshot,
+};
+use raft::{Config, INVALID_ID, ProgressState, RawNode, SnapshotStatus, StateRole};
+use streamgauge_protocol::batch::{BATCH_PREFIX_BYTES, BatchHeader, StampedBatch};
 use streamgauge_storage::log::Log;
 use streamgauge_storage::{RaftIndex, StorageError, Term};
 
-use super::log_storage::{LogStorage, NotABatch, to_log_entry};
+use super::log_storage::{InternalKind, LogStorage, NotABatch, internal_kind, to_log_entry};
 use super::raft_logger;
+use super::start_here::{StartHere, StartHereError};
+
+/// A tick of Raft's clock, in milliseconds.
+pub const TICK_MS: i64 = 100;
+
+/// Ticks without a word from the leader before a replica stands for election, at least; at most
+/// twice as many (Raft's randomised timeout).
+const ELECTION_TICKS: usize = 10;
+const HEARTBEAT_TICKS: usize = 3;
 
 /// Why a group could not go on.
 #[derive(Debug, thiserror::Error)]
@@ -34,6 +47,17 @@ pub enum GroupError {
     NotABatch(#[from] NotABatch),
     #[error("a logged membership change cannot be read: {0}")]
     ConfChange(String),
+    #[error(
+        "the leader counts on entries up to {committed}, but the log ends at {last}: \
+         this replica has lost what it acknowledged"
+    )]
+    LostEntries { committed: u64, last: u64 },
+    #[error(transparent)]
+    StartHere(#[from] StartHereError),
+    #[error("the group's state could not be saved: {0}")]
+    State(String),
+    #[error("raft found the log at odds with the group's: {0}")]
+    Diverged(String),
 }
 
 /// What one turn of [`RaftGroup::drive`] made.
@@ -48,62 +72,101 @@ pub struct Progress {
     pub committed: Option<RaftIndex>,
     /// To be saved: membership changed with the entries just committed.
     pub conf_state: Option<ConfState>,
-    /// To be sent at once.
+    /// To be sent. Those that must wait for a sync come from [`RaftGroup::persisted`].
     pub messages: Vec<Message>,
-    /// To be sent after the sync.
-    pub messages_after_sync: Vec<Message>,
+    /// What was proposed since the last turn is not in the log and will not be.
+    pub proposals_refused: bool,
+    /// What a follower has written: the batches' headers, in order. Everything that the log held
+    /// from the first one's offset on has been replaced.
+    pub replicated: Vec<BatchHeader>,
+    /// A committed entry moved the log start offset up to here.
+    pub log_start_offset: Option<i64>,
+    /// The log has been replaced by an empty one that begins there.
+    pub started_anew: Option<Box<StartHere>>,
+}
+
+/// What a group hands back for a start anew.
+pub struct Parts {
+    pub log: Log,
+    pub hard_state: HardState,
+    pub conf_state: ConfState,
+    pub conf_index: u64,
 }
 
 /// A Raft group over a partition's log.
 pub struct RaftGroup {
     raw: RawNode<LogStorage>,
-    /// The first entry of the present term of leadership; until it is committed, this leader
+    /// The first entry of a term that this replica leads or led; until it is committed, the leader
     /// does not know all that is committed (Raft §8) and must not serve.
-    term_start: Option<RaftIndex>,
+    term_start: Option<(Term, RaftIndex)>,
     committed: RaftIndex,
     /// The number of the last `Ready` taken.
     last_ready: u64,
     /// The numbers of those that wait for their sync, in order. Telling Raft that one is persisted
     /// tells it so of all before: one that needs no sync must not speak for these.
     unsynced: VecDeque<u64>,
+    /// Proposed, and not yet handed to Raft.
+    proposals: Vec<RaftEntry>,
+    /// Messages that must not leave before a `Ready`, and all before it, are synced.
+    held_back: VecDeque<(u64, Vec<Message>)>,
+    /// The `Ready` with which the log was replaced, and the entry before the new log's first: that
+    /// counts as applied once the `Ready` is persisted.
+    started_in: Option<(u64, u64)>,
+    ticks: u64,
+    /// Draws the election timeouts, so that a seed makes a simulated run.
+    random: u64,
+    /// Term and role for which the last one was drawn.
+    drawn_for: (u64, StateRole),
 }
 
 impl RaftGroup {
-    /// Starts the group on a recovered log.
-    ///
-    /// `hard_state.commit` may be any hint: raft-rs panics on one outside the log, so it is
-    /// brought inside first. A group of one voter has committed all that it has synced.
-    pub fn start(
+    /// How far a recovered log is known to be committed. The saved commit index is but a hint:
+    /// raft-rs panics on one outside the log, so it is brought inside. A group of one voter has
+    /// committed all that it has synced.
+    pub fn recovered_commit(
         raft_id: u64,
-        log: Log,
-        mut hard_state: HardState,
-        conf_state: ConfState,
-    ) -> Result<Self, GroupError> {
-        let sole_voter = conf_state.voters == [raft_id] && conf_state.voters_outgoing.is_empty();
-        let before_first = log.first_index().0 - 1;
-        let last = log.last_index().0;
-        hard_state.commit = if sole_voter {
-            last
-        } else {
-            hard_state.commit.clamp(before_first, last)
-        };
+        log: &Log,
+        hard_state: &HardState,
+        conf_state: &ConfState,
+    ) -> RaftIndex {
+        let last = log.last_index();
+        match is_sole_voter(raft_id, conf_state) {
+            true => last,
+            false => RaftIndex(hard_state.commit.clamp(log.first_index().0 - 1, last.0)),
+        }
+    }
+
+    /// Starts the group on a recovered log, all of which must be synced. `seed` draws its election
+    /// timeouts.
+    pub fn start(raft_id: u64, parts: Parts, seed: u64) -> Result<Self, GroupError> {
+        let Parts {
+            log,
+            mut hard_state,
+            conf_state,
+            conf_index,
+        } = parts;
+        let sole_voter = is_sole_voter(raft_id, &conf_state);
+        let committed = Self::recovered_commit(raft_id, &log, &hard_state, &conf_state);
+        hard_state.commit = committed.0;
         // A log that was written before its hard state was saved knows the later term.
-        let last_term = log.term(RaftIndex(last)).map_or(0, |term| term.0);
+        let last_term = log.term(log.last_index()).map_or(0, |term| term.0);
         if hard_state.term < last_term {
             hard_state.term = last_term;
             hard_state.vote = 0;
         }
-        let committed = RaftIndex(hard_state.commit);
         let config = Config {
             id: raft_id,
-            election_tick: 10,
-            heartbeat_tick: 3,
+            election_tick: ELECTION_TICKS,
+            heartbeat_tick: HEARTBEAT_TICKS,
             applied: hard_state.commit,
             max_size_per_msg: 1024 * 1024,
             max_inflight_msgs: 128,
             check_quorum: true,
             pre_vote: true,
-            batch_append: true,
+            // Raft 0.7.0 merges an append that was started over at a lower index into an empty one
+            // that it has not sent yet; the follower then acknowledges entries that it does not
+            // have. Proposals go in together instead, see `propose_entry`.
+            batch_append: false,
             // Stubs carry no data, so Raft's own count would never fall; partitions bound what is
             // in flight themselves.
             max_uncommitted_size: raft::NO_LIMIT,
@@ -114,6 +177,7 @@ impl RaftGroup {
             log,
             hard_state,
             conf_state,
+            conf_index,
         };
         let mut raw =
             RawNode::new(&config, storage, &raft_logger::logger()).map_err(GroupError::Start)?;
@@ -121,13 +185,138 @@ impl RaftGroup {
             // Nobody else could be elected; waiting for a timeout would only delay the start.
             raw.campaign().map_err(GroupError::Start)?;
         }
-        Ok(Self {
+        let mut group = Self {
             raw,
             term_start: None,
             committed,
             last_ready: 0,
             unsynced: VecDeque::new(),
-        })
+            proposals: Vec::new(),
+            held_back: VecDeque::new(),
+            started_in: None,
+            ticks: 0,
+            random: (seed ^ raft_id.rotate_left(32)) | 1,
+            drawn_for: (0, StateRole::Follower),
+        };
+        group.draw_election_timeout();
+        Ok(group)
+    }
+
+    /// Crate `raft` draws timeouts from the thread's generator whenever term or role changes; this
+    /// replaces what it drew.
+    fn draw_election_timeout(&mut self) {
+        self.random ^= self.random << 13;
+        self.random ^= self.random >> 7;
+        self.random ^= self.random << 17;
+        let ticks = ELECTION_TICKS + (self.random >> 11) as usize % ELECTION_TICKS;
+        let raft = &mut self.raw.raft;
+        raft.set_randomized_election_timeout(ticks);
+        self.drawn_for = (raft.term, raft.state);
+    }
+
+    fn changed(&mut self) {
+        let raft = &self.raw.raft;
+        if self.drawn_for != (raft.term, raft.state) {
+            self.draw_election_timeout();
+        }
+    }
+
+    /// [`TICK_MS`] have passed.
+    pub fn tick(&mut self) {
+        self.raw.tick();
+        self.changed();
+        self.ticks += 1;
+        if self.ticks.is_multiple_of(ELECTION_TICKS as u64) {
+            self.tell_again_where_to_begin();
+        }
+    }
+
+    /// Raft sends nothing to a replica that it has told where to begin until it is told what came
+    /// of it. The message may have been lost; it is small, and can be sent again.
+    fn tell_again_where_to_begin(&mut self) {
+        let waiting: Vec<u64> = self
+            .raw
+            .raft
+            .prs()
+            .iter()
+            .filter(|(_, progress)| progress.state == ProgressState::Snapshot)
+            .map(|(id, _)| *id)
+            .collect();
+        for id in waiting {
+            self.raw.report_snapshot(id, SnapshotStatus::Failure);
+        }
+    }
+
+    /// Takes a message from another replica.
+    ///
+    /// After an error the replica is not fit to take part: it has lost entries that it had
+    /// acknowledged, or holds others than the group.
+    pub fn step(&mut self, message: Message) -> Result<(), GroupError> {
+        let last = self.raw.raft.raft_log.last_index();
+        let kind = message.get_msg_type();
+        if kind == MessageType::MsgPropose {
+            // A follower would append what another broker has given an offset.
+            return Ok(());
+        }
+        if kind == MessageType::MsgAppend && !has_sound_batches(&message) {
+            // Damaged on its way; the leader sends it again.
+            tracing::warn!("damaged records from another broker were refused");
+            return Ok(());
+        }
+        if kind == MessageType::MsgHeartbeat && message.commit > last {
+            return Err(GroupError::LostEntries {
+                committed: message.commit,
+                last,
+            });
+        }
+        // raft-rs panics where a log contradicts what is committed. It happens on disks that lie
+        // only, and is no reason to take the other partitions down.
+        let stepped = catch_unwind(AssertUnwindSafe(|| self.raw.step(message)));
+        match stepped {
+            // Messages of former members and the like are Raft's to refuse.
+            Ok(_) => {
+                self.changed();
+                Ok(())
+            }
+            Err(panic) => Err(GroupError::Diverged(panic_text(&*panic))),
+        }
+    }
+
+    /// A message to that replica was lost on the way.
+    pub fn unreachable(&mut self, raft_id: u64) {
+        self.raw.report_unreachable(raft_id);
+    }
+
+    /// Whether other replicas vote in this group.
+    pub fn has_peers(&self) -> bool {
+        let voters = self.raw.raft.prs().conf().voters();
+        voters.ids().iter().any(|id| id != self.raw.raft.id)
+    }
+
+    /// Asks the group to be led by that replica. Proposals are refused until it is, or until the
+    /// attempt is given up after an election timeout.
+    pub fn transfer_to(&mut self, raft_id: u64) {
+        self.raw.transfer_leader(raft_id);
+    }
+
+    /// The Raft id of the leader as far as known here.
+    pub fn leader(&self) -> Option<u64> {
+        let id = self.raw.raft.leader_id;
+        (id != INVALID_ID).then_some(id)
+    }
+
+    /// On a leader: the replicas that have been heard of within an election timeout and hold all
+    /// that is committed, this one included. What Kafka calls the in-sync replicas.
+    pub fn in_sync(&self) -> Vec<u64> {
+        let raft = &self.raw.raft;
+        let committed = raft.raft_log.committed;
+        raft.prs()
+            .iter()
+            .filter(|(id, progress)| {
+                **id == raft.id || (progress.recent_active && progress.matched >= committed)
+            })
+            .map(|(id, _)| *id)
+            .collect()
     }
 
     pub fn log(&self) -> &Log {
@@ -139,9 +328,29 @@ impl RaftGroup {
     }
 
     /// Gives back the log, to start the group anew on it.
-    pub fn into_parts(self) -> (Log, HardState, ConfState) {
+    pub fn into_parts(self) -> Parts {
         let storage = self.raw.raft.r.raft_log.store;
-        (storage.log, storage.hard_state, storage.conf_state)
+        Parts {
+            log: storage.log,
+            hard_state: storage.hard_state,
+            conf_state: storage.conf_state,
+            conf_index: storage.conf_index,
+        }
+    }
+
+    /// The last membership change that the group's membership includes.
+    pub fn conf_index(&self) -> u64 {
+        self.raw.store().conf_index
+    }
+
+    /// The members.
+    pub fn conf_state(&self) -> &ConfState {
+        &self.raw.store().conf_state
+    }
+
+    /// What must be durable of the group beside its log.
+    pub fn hard_state(&self) -> &HardState {
+        &self.raw.store().hard_state
     }
 
     pub fn is_leader(&self) -> bool {
@@ -150,7 +359,10 @@ impl RaftGroup {
 
     /// Whether the group is led from here and the term's first entry is committed.
     pub fn may_serve(&self) -> bool {
-        self.is_leader() && self.term_start.is_some_and(|start| start <= self.committed)
+        self.is_leader()
+            && self
+                .term_start
+                .is_some_and(|(term, start)| term == self.term() && start <= self.committed)
     }
 
     pub fn term(&self) -> Term {
@@ -163,7 +375,7 @@ impl RaftGroup {
 
     /// The index that the next proposed entry takes.
     pub fn next_index(&self) -> RaftIndex {
-        RaftIndex(self.raw.raft.raft_log.last_index() + 1)
+        RaftIndex(self.raw.raft.raft_log.last_index() + self.proposals.len() as u64 + 1)
     }
 
     /// Proposes one batch that has been stamped with its offset and this leader's epoch.
@@ -175,25 +387,62 @@ impl RaftGroup {
         if !self.is_leader() {
             return Err(GroupError::NotLeader);
         }
-        let index = self.next_index();
-        let entry = RaftEntry {
+        self.propose_entry(RaftEntry {
             context: bytes::Bytes::copy_from_slice(batch.prefix()),
             data: batch.body().clone(),
             ..RaftEntry::default()
-        };
+        })
+    }
+
+    /// Proposes that the log start offset be moved up, on all replicas.
+    pub fn propose_log_start(&mut self, offset: i64) -> Result<RaftIndex, GroupError> {
+        if !self.is_leader() {
+            return Err(GroupError::NotLeader);
+        }
+        self.propose_entry(RaftEntry {
+            context: bytes::Bytes::from_static(&[InternalKind::LogStart as u8]),
+            data: bytes::Bytes::copy_from_slice(&offset.to_be_bytes()),
+            ..RaftEntry::default()
+        })
+    }
+
+    /// All that is proposed between two turns goes to Raft, and to each follower, as one message.
+    fn propose_entry(&mut self, entry: RaftEntry) -> Result<RaftIndex, GroupError> {
+        if self.raw.raft.lead_transferee.is_some() {
+            // Leadership is being handed over.
+            return Err(GroupError::NotLeader);
+        }
+        let index = self.next_index();
+        self.proposals.push(entry);
+        Ok(index)
+    }
+
+    /// Whether Raft took what was proposed. It does not if the leadership was lost since, or is
+    /// being handed over.
+    fn hand_over_proposals(&mut self) -> Result<bool, GroupError> {
+        if self.proposals.is_empty() {
+            return Ok(true);
+        }
+        let entries = std::mem::take(&mut self.proposals);
+        if !self.is_leader() {
+            return Ok(false);
+        }
         let mut message = Message {
             from: self.raw.raft.id,
             ..Message::default()
         };
         message.set_msg_type(MessageType::MsgPropose);
-        message.set_entries(vec![entry].into());
-        self.raw.raft.step(message).map_err(GroupError::Propose)?;
-        Ok(index)
+        message.set_entries(entries.into());
+        match self.raw.raft.step(message) {
+            Ok(()) => Ok(true),
+            Err(raft::Error::ProposalDropped) => Ok(false),
+            Err(error) => Err(GroupError::Propose(error)),
+        }
     }
 
     /// Whether [`Self::drive`] has anything to do.
     pub fn has_ready(&self) -> bool {
-        self.raw.has_ready()
+        !self.proposals.is_empty() || self.raw.has_ready()
     }
 
     /// Takes what Raft has ready: appends its entries to the log, applies membership changes and
@@ -201,13 +450,22 @@ impl RaftGroup {
     ///
     /// After an error the group must not be driven again; [`Self::into_parts`] gives its log back.
     pub fn drive(&mut self, now_ms: i64) -> Result<Progress, GroupError> {
-        let mut progress = Progress::default();
+        let mut progress = Progress {
+            proposals_refused: !self.hand_over_proposals()?,
+            ..Progress::default()
+        };
         let mut ready = self.raw.ready();
         progress.messages = ready.take_messages();
-        progress.messages_after_sync = ready.take_persisted_messages();
+        let after_sync = ready.take_persisted_messages();
+        if ready.snapshot().get_metadata().index > 0 {
+            let start = self.start_anew(ready.snapshot(), now_ms)?;
+            progress.conf_state = Some(self.raw.store().conf_state.clone());
+            progress.committed = Some(start.start.index);
+            progress.started_anew = Some(Box::new(start));
+        }
         let entries = ready.take_entries();
         if let Some(first) = entries.first() {
-            self.append(first.index, &entries, now_ms)?;
+            progress.replicated = self.append(first.index, &entries, now_ms)?;
         }
         if let Some(hard_state) = ready.hs() {
             self.raw.mut_store().hard_state = hard_state.clone();
@@ -221,20 +479,61 @@ impl RaftGroup {
         let number = ready.number();
         let committed = ready.take_committed_entries();
         self.raw.advance_append_async(ready);
+        if progress.started_anew.is_some() {
+            self.started_in = Some((number, self.committed.0));
+        }
         self.last_ready = number;
         if progress.ready_number.is_some() {
             self.unsynced.push_back(number);
         } else if self.unsynced.is_empty() {
             self.raw.on_persist_ready(number);
         }
-        self.apply(committed, &mut progress)?;
-        if !self.is_leader() {
-            self.term_start = None;
+        if !after_sync.is_empty() {
+            self.held_back.push_back((number, after_sync));
         }
+        progress.messages.extend(self.release());
+        self.apply(committed, &mut progress)?;
+        self.changed();
         Ok(progress)
     }
 
-    fn append(&mut self, first: u64, entries: &[RaftEntry], now_ms: i64) -> Result<(), GroupError> {
+    /// Replaces the log by an empty one that begins where the leader says.
+    fn start_anew(&mut self, snapshot: &Snapshot, now_ms: i64) -> Result<StartHere, GroupError> {
+        let metadata = snapshot.get_metadata();
+        let (index, term) = (RaftIndex(metadata.index), Term(metadata.term));
+        let start = StartHere::decode(index, term, &snapshot.data, now_ms)?;
+        let storage = self.raw.mut_store();
+        storage.log.start_anew(
+            start.start,
+            start.log_start_offset,
+            &start.producers,
+            now_ms,
+        )?;
+        storage.conf_state = metadata.get_conf_state().clone();
+        storage.conf_index = start.conf_index;
+        self.committed = index;
+        Ok(start)
+    }
+
+    /// The messages that wait for nothing any more.
+    fn release(&mut self) -> Vec<Message> {
+        let mut released = Vec::new();
+        let first_unsynced = self.unsynced.front().copied().unwrap_or(u64::MAX);
+        while let Some((_, messages)) = self
+            .held_back
+            .pop_front_if(|(number, _)| *number < first_unsynced)
+        {
+            released.extend(messages);
+        }
+        released
+    }
+
+    fn append(
+        &mut self,
+        first: u64,
+        entries: &[RaftEntry],
+        now_ms: i64,
+    ) -> Result<Vec<BatchHeader>, GroupError> {
         let term = self.raw.raft.term;
         let is_leader = self.is_leader();
         let log = self.log_mut();
@@ -249,14 +548,19 @@ impl RaftGroup {
             frames.push(frame);
         }
         log.append(&frames, now_ms)?;
-        if is_leader && self.term_start.is_none() {
+        if is_leader && self.term_start.is_none_or(|(of, _)| of != Term(term)) {
             // A new leader's first entry is its no-op; earlier terms' entries are in the log already.
             self.term_start = entries
                 .iter()
                 .find(|entry| entry.term == term)
-                .map(|entry| RaftIndex(entry.index));
+                .map(|entry| (Term(term), RaftIndex(entry.index)));
         }
-        Ok(())
+        // What a leader writes it has proposed in this very term, and knows.
+        let is_own = is_leader && entries.iter().all(|entry| entry.term == term);
+        if is_own {
+            return Ok(Vec::new());
+        }
+        Ok(frames.iter().map(|frame| frame.batch.header()).collect())
     }
 
     fn apply(
@@ -269,7 +573,16 @@ impl RaftGroup {
         };
         let last = RaftIndex(last.index);
         for entry in &committed {
-            if entry.get_entry_type() == raft::eraftpb::EntryType::EntryNormal {
+            if entry.get_entry_type() == EntryType::EntryNormal {
+                if internal_kind(entry) == Some(InternalKind::LogStart)
+                    && let Some(offset) = entry.data.first_chunk()
+                {
+                    progress.log_start_offset = Some(i64::from_be_bytes(*offset));
+                }
+                continue;
+            }
+            if entry.index <= self.raw.store().conf_index {
+                // The leader's place to begin came with a membership that includes it.
                 continue;
             }
             let change = ConfChangeV2::parse_from_bytes(&entry.data)
@@ -278,7 +591,9 @@ impl RaftGroup {
                 .raw
                 .apply_conf_change(&change)
                 .map_err(GroupError::Start)?;
-            self.raw.mut_store().conf_state = conf_state.clone();
+            let storage = self.raw.mut_store();
+            storage.conf_state = conf_state.clone();
+            storage.conf_index = entry.index;
             progress.conf_state = Some(conf_state);
         }
         self.raw.advance_apply_to(last.0);
@@ -292,8 +607,10 @@ impl RaftGroup {
         self.unsynced.iter().all(|number| *number == ready_number)
     }
 
-    /// The log and the hard state of that `Ready`, and of those before it, are synced.
-    pub fn persisted(&mut self, ready_number: u64) {
+    /// The log and the hard state of that `Ready`, and of those before it, are synced. Returns the
+    /// messages that waited for it.
+    #[must_use]
+    pub fn persisted(&mut self, ready_number: u64) -> Vec<Message> {
         while self
             .unsynced
             .pop_front_if(|number| *number <= ready_number)
@@ -304,5 +621,33 @@ impl RaftGroup {
             false => ready_number,
         };
         self.raw.on_persist_ready(through);
+        if let Some((_, index)) = self.started_in.take_if(|(number, _)| *number <= through) {
+            self.raw.advance_apply_to(index);
+        }
+        self.release()
     }
+}
+
+/// Whether the batches' own checksums are right: the connection between brokers does not check them.
+fn has_sound_batches(message: &Message) -> bool {
+    message.entries.iter().all(
+        |entry| match entry.context.first_chunk::<BATCH_PREFIX_BYTES>() {
+            Some(prefix) if !entry.data.is_empty() => {
+                StampedBatch::from_parts(*prefix, entry.data.clone())
+                    .is_ok_and(|batch| batch.verify_crc().is_ok())
+            }
+            _ => true,
+        },
+    )
+}
+
+fn is_sole_voter(raft_id: u64, conf_state: &ConfState) -> bool {
+    conf_state.voters == [raft_id] && conf_state.voters_outgoing.is_empty()
+}
+
+fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    text.or_else(|| panic.downcast_ref::<&str>().copied())
+        .unwrap_or("a panic without words")
+        .to_owned()
 }

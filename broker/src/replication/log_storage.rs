@@ -19,6 +19,8 @@ pub enum InternalKind {
     NoOp = 0,
     /// A membership change, in Raft's own encoding.
     ConfChange = 1,
+    /// The log start offset moves up to the offset in the payload (`DeleteRecords`).
+    LogStart = 2,
 }
 
 impl InternalKind {
@@ -26,6 +28,7 @@ impl InternalKind {
         match byte {
             0 => Some(Self::NoOp),
             1 => Some(Self::ConfChange),
+            2 => Some(Self::LogStart),
             _ => None,
         }
     }
@@ -36,6 +39,8 @@ pub struct LogStorage {
     pub log: Log,
     pub hard_state: HardState,
     pub conf_state: ConfState,
+    /// The last membership change that `conf_state` includes.
+    pub conf_index: u64,
 }
 
 /// An entry of Raft's is not one of ours.
@@ -50,6 +55,12 @@ pub fn to_log_entry(entry: &RaftEntry, next_offset: i64) -> Result<Entry, NotABa
         EntryType::EntryNormal if entry.data.is_empty() => StampedBatch::internal(
             InternalKind::NoOp as u8,
             &[],
+            next_offset,
+            term.leader_epoch(),
+        ),
+        EntryType::EntryNormal if internal_kind(entry).is_some() => StampedBatch::internal(
+            entry.context.first().copied().unwrap_or_default(),
+            &entry.data,
             next_offset,
             term.leader_epoch(),
         ),
@@ -72,6 +83,15 @@ pub fn to_log_entry(entry: &RaftEntry, next_offset: i64) -> Result<Entry, NotABa
         term,
         batch,
     })
+}
+
+/// The kind of a normal entry that has a payload but no records: its context is that one byte,
+/// where that of a batch is the batch's prefix.
+pub fn internal_kind(entry: &RaftEntry) -> Option<InternalKind> {
+    match entry.context[..] {
+        [kind] => InternalKind::from_byte(kind),
+        _ => None,
+    }
 }
 
 fn stub_to_raft(stub: EntryStub) -> RaftEntry {
@@ -103,9 +123,16 @@ fn log_entry_to_raft(logged: Entry) -> RaftEntry {
 }
 
 fn fill_internal(entry: &mut RaftEntry, kind: u8, payload: Bytes) {
-    if InternalKind::from_byte(kind) == Some(InternalKind::ConfChange) {
-        entry.entry_type = EntryType::EntryConfChangeV2;
-        entry.data = payload;
+    match InternalKind::from_byte(kind) {
+        Some(InternalKind::ConfChange) => {
+            entry.entry_type = EntryType::EntryConfChangeV2;
+            entry.data = payload;
+        }
+        Some(InternalKind::LogStart) => {
+            entry.context = Bytes::from_static(&[InternalKind::LogStart as u8]);
+            entry.data = payload;
+        }
+        Some(InternalKind::NoOp) | None => {}
     }
 }
 
@@ -166,10 +193,25 @@ impl Storage for LogStorage {
     }
 
     fn snapshot(&self, _request_index: u64, _to: u64) -> raft::Result<Snapshot> {
-        // A group of one voter has nobody to send a snapshot to.
-        Err(raft::Error::Store(
-            RaftStorageError::SnapshotTemporarilyUnavailable,
-        ))
+        let start = self.log.start();
+        let data = match super::start_here::encode(&self.log, self.conf_index) {
+            Ok(data) => data,
+            Err(error) => {
+                tracing::warn!(%error, "a replica that is far behind cannot be told where to begin");
+                return Err(raft::Error::Store(
+                    RaftStorageError::SnapshotTemporarilyUnavailable,
+                ));
+            }
+        };
+        let mut snapshot = Snapshot {
+            data: data.into(),
+            ..Snapshot::default()
+        };
+        let metadata = snapshot.mut_metadata();
+        metadata.index = start.index.0;
+        metadata.term = start.term.0;
+        metadata.set_conf_state(self.conf_state.clone());
+        Ok(snapshot)
     }
 }
 

@@ -30,7 +30,7 @@ use crate::offsets_log::ImageLookup;
 use crate::shard::core::ShardSettings;
 use crate::shard::event::Event;
 use crate::shard::handle::ShardHandle;
-use crate::shard::runner::{self, SyncPool};
+use crate::shard::runner::{self, NoPeers, SyncPool};
 use crate::topics::TopicRegistry;
 
 /// Memory for requests in flight where the configuration sets no bound.
@@ -301,8 +301,16 @@ fn start_shards(
                 directory: shard_directory(directory, number),
                 retention_check_interval_ms: config.log_retention_check_interval_ms,
                 producer_expiration_ms: config.producer_id_expiration_ms,
+                seed: Uuid::new_v4().as_u128() as u64,
             };
-            runner::start(settings, Arc::clone(disk), &syncs, number).map_err(ServeError::from)
+            runner::start(
+                settings,
+                Arc::clone(disk),
+                &syncs,
+                Arc::new(NoPeers),
+                number,
+            )
+            .map_err(ServeError::from)
         })
         .collect()
 }

@@ -5,22 +5,24 @@
 //! what becomes ready meanwhile waits for the next, so that batching grows with load and an idle
 //! shard answers at once. The clock is an argument; files are reached through [`Disk`] only.
 
+use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use raft::eraftpb::{ConfState, HardState};
+use raft::eraftpb::{ConfState, HardState, Message};
 use streamgauge_storage::StorageError;
 use streamgauge_storage::disk::Disk;
 use streamgauge_storage::hard_state::{GroupKey, HardStates, SavedState};
 use streamgauge_storage::log::{Log, LogStart, SyncTicket, SyncedPoint};
-use streamgauge_storage::producer_state::ProducerState;
 
 use super::event::{
-    AppendError, DeleteRecordsError, Effect, Event, OpenPartition, OpenedPartition, PartitionId,
+    AppendError, DeleteRecordsError, Effect, Event, GroupMessage, OpenPartition, OpenedPartition,
+    PartitionId,
 };
 use super::partition::{Partition, ReadyToken, log_config};
 use super::view::{PartitionKey, PartitionView};
-use crate::replication::raft_id;
+use crate::replication::group::{Parts, RaftGroup};
+use crate::replication::{broker_id, raft_id};
 
 /// How often a partition notes how far its log is durable, in milliseconds.
 const RECOVERY_POINT_INTERVAL_MS: i64 = 1_000;
@@ -34,6 +36,8 @@ pub struct ShardSettings {
     /// Milliseconds between two looks at what retention lets go.
     pub retention_check_interval_ms: i64,
     pub producer_expiration_ms: i64,
+    /// Draws the election timeouts of the shard's groups.
+    pub seed: u64,
 }
 
 /// What a round of syncs settles.
@@ -53,6 +57,9 @@ pub struct Shard {
     disk: Arc<dyn Disk>,
     /// By id; the id of a deleted partition is not given out again.
     partitions: Vec<Option<Partition>>,
+    by_key: HashMap<PartitionKey, PartitionId>,
+    /// Messages for other brokers, in order.
+    outbox: Vec<(i32, GroupMessage)>,
     /// Partitions that have something for Raft to do, each once.
     active: Vec<PartitionId>,
     is_active: Vec<bool>,
@@ -62,6 +69,7 @@ pub struct Shard {
     gathered_tickets: Vec<SyncTicket>,
     under_way: Option<Round>,
     rounds: u64,
+    has_peers: bool,
     next_maintenance_ms: i64,
     next_recovery_points_ms: i64,
 }
@@ -80,6 +88,8 @@ impl Shard {
             settings,
             disk,
             partitions: Vec::new(),
+            by_key: HashMap::new(),
+            outbox: Vec::new(),
             active: Vec::new(),
             is_active: Vec::new(),
             hard_states,
@@ -87,6 +97,7 @@ impl Shard {
             gathered_tickets: Vec::new(),
             under_way: None,
             rounds: 0,
+            has_peers: false,
         })
     }
 
@@ -106,11 +117,14 @@ impl Shard {
                 before_offset,
                 reply,
             } => {
-                let result = match self.partition(partition) {
-                    Some(partition) => partition.delete_records(before_offset),
-                    None => Err(DeleteRecordsError::NotLeader),
-                };
-                drop(reply.send(result));
+                let id = partition;
+                match self.partition(id) {
+                    Some(partition) => {
+                        partition.delete_records(before_offset, reply);
+                        self.activate(id);
+                    }
+                    None => drop(reply.send(Err(DeleteRecordsError::NotLeader))),
+                }
             }
             Event::EpochEnd {
                 partition,
@@ -136,6 +150,21 @@ impl Shard {
             Event::Delete { partition, reply } => {
                 self.delete_partition(partition);
                 let _ = reply.send(());
+            }
+            Event::Raft { messages } => self.step(messages),
+            Event::Unreachable { broker, groups } => {
+                for group in groups {
+                    if let Some(partition) = self.by_key(group) {
+                        partition.unreachable(raft_id(broker));
+                    }
+                }
+            }
+            Event::Transfer { partition, to } => {
+                let id = partition;
+                if let Some(partition) = self.partition(id) {
+                    partition.transfer(to.map(raft_id));
+                    self.activate(id);
+                }
             }
             Event::Synced { round, result } => self.synced(round, result),
             Event::Tick => self.tick(now_ms),
@@ -187,11 +216,62 @@ impl Shard {
             }
             let turn = partition.drive(now_ms);
             let key = partition.view.key();
-            if turn.hard_state.is_some() || turn.conf_state.is_some() {
-                self.save_state(key, turn.hard_state, turn.conf_state);
+            self.has_peers |= turn
+                .state
+                .as_ref()
+                .is_some_and(|state| state.voters.len() > 1);
+            if let Some(state) = turn.state
+                && let Err(error) = self.hard_states.put(group_key(key), state)
+            {
+                // A vote that is not written must not be given: the group is put aside, and with
+                // it the messages that wait for the sync.
+                if let Some(partition) = self.partition(id) {
+                    partition.state_not_saved(&error, now_ms);
+                }
+                self.gather(id, None, turn.sync);
+                return;
             }
+            self.post(key, turn.messages);
             self.gather(id, turn.ready, turn.sync);
         }
+    }
+
+    fn post(&mut self, group: PartitionKey, messages: Vec<Message>) {
+        let addressed = messages
+            .into_iter()
+            .map(|message| (broker_id(message.to), GroupMessage { group, message }));
+        self.outbox.extend(addressed);
+    }
+
+    /// The messages that are to be sent, in order, with the brokers that they are for.
+    pub fn take_outbox(&mut self) -> Vec<(i32, GroupMessage)> {
+        std::mem::take(&mut self.outbox)
+    }
+
+    fn step(&mut self, messages: Vec<GroupMessage>) {
+        for GroupMessage { group, message } in messages {
+            // Of a partition that is not here yet, or no more: the sender tries again.
+            let Some(id) = self.by_key.get(&group).copied() else {
+                continue;
+            };
+            if message.to != raft_id(self.settings.broker_id) {
+                continue;
+            }
+            if let Some(partition) = self.partition(id) {
+                partition.step(message);
+                self.activate(id);
+            }
+        }
+    }
+
+    fn by_key(&mut self, key: PartitionKey) -> Option<&mut Partition> {
+        let id = self.by_key.get(&key).copied()?;
+        self.partition(id)
+    }
+
+    /// Whether a partition of this shard has replicas elsewhere, which wait for its messages.
+    pub fn has_peers(&self) -> bool {
+        self.has_peers
     }
 
     fn gather(&mut self, id: PartitionId, ready: Option<ReadyToken>, sync: Option<SyncTicket>) {
@@ -199,27 +279,6 @@ impl Shard {
         self.gathered_tickets.extend(sync);
         if ready.is_some() || point.is_some() {
             self.gathered.push((id, Settled { ready, point }));
-        }
-    }
-
-    fn save_state(
-        &mut self,
-        key: PartitionKey,
-        hard_state: Option<HardState>,
-        conf_state: Option<ConfState>,
-    ) {
-        let group = group_key(key);
-        let mut saved = self.hard_states.get(group).cloned().unwrap_or_default();
-        if let Some(hard_state) = hard_state {
-            saved.term = hard_state.term;
-            saved.vote = hard_state.vote;
-            saved.commit = hard_state.commit;
-        }
-        if let Some(conf_state) = conf_state {
-            saved.voters = conf_state.voters;
-        }
-        if let Err(error) = self.hard_states.put(group, saved) {
-            tracing::error!(%error, "raft state could not be written");
         }
     }
 
@@ -241,7 +300,9 @@ impl Shard {
                     partition.durable(point);
                 }
                 if let Some(token) = settled.ready {
-                    partition.synced(token);
+                    let key = partition.view.key();
+                    let messages = partition.synced(token);
+                    self.post(key, messages);
                     self.activate(id);
                 }
             }
@@ -254,9 +315,20 @@ impl Shard {
             let Some(partition) = self.partitions.get_mut(id).and_then(Option::as_mut) else {
                 continue;
             };
+            partition.tick();
             // A round under way may hold the files of a suspended log, and could still fail.
-            if quiet {
-                partition.resume(now_ms);
+            if quiet && let Some(state) = partition.resume(now_ms) {
+                let group = group_key(partition.view.key());
+                // What was put aside with the group may not have been written.
+                let saved = self.hard_states.put(group, state).and_then(|()| {
+                    match self.hard_states.sync_ticket() {
+                        Some(ticket) => ticket.run(),
+                        None => Ok(()),
+                    }
+                });
+                if let Err(error) = saved {
+                    partition.state_not_saved(&error, now_ms);
+                }
             }
             let sync = partition.flush_overdue(now_ms);
             let (has_ready, id) = (
@@ -273,12 +345,27 @@ impl Shard {
             for partition in self.partitions.iter_mut().flatten() {
                 partition.write_recovery_point();
             }
+            self.note_commits();
         }
         if now_ms >= self.next_maintenance_ms {
             self.next_maintenance_ms = now_ms + self.settings.retention_check_interval_ms;
             let expiration_ms = self.settings.producer_expiration_ms;
             for partition in self.partitions.iter_mut().flatten() {
                 partition.maintain(now_ms, expiration_ms);
+            }
+        }
+    }
+
+    /// Notes how far the groups are committed, so that a restart need not learn it from a leader.
+    fn note_commits(&mut self) {
+        for partition in self.partitions.iter().flatten() {
+            let group = group_key(partition.view.key());
+            if let Some(state) = partition.saved_state()
+                && self.hard_states.get(group) != Some(&state)
+                && let Err(error) = self.hard_states.put(group, state)
+            {
+                tracing::warn!(%error, "commit indexes could not be noted");
+                return;
             }
         }
     }
@@ -295,6 +382,7 @@ impl Shard {
         let id = PartitionId(u32::try_from(self.partitions.len()).unwrap_or(u32::MAX));
         let result = self.start_partition(key, topic, directory, config, &replicas, now_ms);
         let opened = result.map(|partition| {
+            self.by_key.insert(key, id);
             let view = Arc::clone(&partition.view);
             self.partitions.push(Some(partition));
             self.is_active.push(false);
@@ -323,7 +411,7 @@ impl Shard {
             self.disk.remove_dir_all(&directory)?;
         }
         let exists = self.disk.exists(&directory)?;
-        let (log, producers) = if exists {
+        let log = if exists {
             let (mut log, report) =
                 Log::open(Arc::clone(&self.disk), &directory, log_config, now_ms)?;
             if report.truncated_bytes > 0 {
@@ -343,24 +431,21 @@ impl Shard {
                 ticket.run()?;
                 log.synced(ticket.point());
             }
-            let producers = log.recover_producers(now_ms)?;
-            (log, producers)
+            log
         } else {
-            let log = Log::create(
+            Log::create(
                 Arc::clone(&self.disk),
                 &directory,
                 log_config,
                 LogStart::of_new_partition(),
                 &topic_id,
                 now_ms,
-            )?;
-            (log, ProducerState::default())
+            )?
         };
         let saved = self.hard_states.get(group_key(key)).cloned();
-        let (hard_state, conf_state) = match saved {
-            Some(saved) => restored(&saved),
-            None => (HardState::default(), ConfState::default()),
-        };
+        let saved = saved.unwrap_or_default();
+        let conf_index = saved.conf_index;
+        let (hard_state, conf_state) = restored(&saved);
         let conf_state = if conf_state.voters.is_empty() {
             ConfState {
                 voters: replicas.iter().map(|broker| raft_id(*broker)).collect(),
@@ -369,6 +454,12 @@ impl Shard {
         } else {
             conf_state
         };
+        let own_id = raft_id(self.settings.broker_id);
+        let committed = RaftGroup::recovered_commit(own_id, &log, &hard_state, &conf_state);
+        let producers = log.recover_producers(log.offset_after(committed)?, now_ms)?;
+        if conf_state.voters.iter().any(|voter| *voter != own_id) {
+            self.has_peers = true;
+        }
         let high_watermark = log.log_start_offset();
         let view = Arc::new(PartitionView::new(key, log.reader(), high_watermark));
         Partition::start(
@@ -376,10 +467,16 @@ impl Shard {
             directory,
             view,
             config,
-            raft_id(self.settings.broker_id),
-            log,
-            hard_state,
-            conf_state,
+            own_id,
+            self.settings.seed
+                ^ (key.topic_id.as_u128() as u64)
+                ^ u64::from(key.index.unsigned_abs()),
+            Parts {
+                log,
+                hard_state,
+                conf_state,
+                conf_index,
+            },
             producers,
             now_ms,
         )
@@ -395,6 +492,7 @@ impl Shard {
             return;
         };
         let key = partition.view.key();
+        self.by_key.remove(&key);
         let directory = partition.directory.clone();
         partition.delete();
         if let Err(error) = self.hard_states.remove(group_key(key)) {
@@ -452,6 +550,10 @@ fn restored(saved: &SavedState) -> (HardState, ConfState) {
     };
     let conf_state = ConfState {
         voters: saved.voters.clone(),
+        learners: saved.learners.clone(),
+        voters_outgoing: saved.voters_outgoing.clone(),
+        learners_next: saved.learners_next.clone(),
+        auto_leave: saved.auto_leave,
         ..ConfState::default()
     };
     (hard_state, conf_state)

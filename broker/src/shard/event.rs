@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use raft::eraftpb::Message;
 use streamgauge_storage::StorageError;
 use streamgauge_storage::log::SyncTicket;
 use streamgauge_storage::producer_state::ProducerEntry;
@@ -117,6 +118,20 @@ pub enum Event {
         partition: PartitionId,
         reply: oneshot::Sender<()>,
     },
+    /// Raft messages from another broker.
+    Raft {
+        messages: Vec<GroupMessage>,
+    },
+    /// Messages to that broker were lost on the way.
+    Unreachable {
+        broker: i32,
+        groups: Vec<PartitionKey>,
+    },
+    /// Hand the leadership over: to that broker, or to any replica in sync.
+    Transfer {
+        partition: PartitionId,
+        to: Option<i32>,
+    },
     /// A round of syncs has ended.
     Synced {
         round: u64,
@@ -139,6 +154,13 @@ pub enum DeleteRecordsError {
     NotLeader,
     #[error("the disk refused the write: {0}")]
     Storage(String),
+}
+
+/// A message of a partition's Raft group on its way between two brokers.
+#[derive(Debug, Clone, PartialEq)]
+pub struct GroupMessage {
+    pub group: PartitionKey,
+    pub message: Message,
 }
 
 /// An output of a shard.

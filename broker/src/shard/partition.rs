@@ -4,9 +4,10 @@ use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use raft::eraftpb::{ConfState, HardState};
+use raft::eraftpb::Message;
 use streamgauge_protocol::batch::validate::with_timestamps;
 use streamgauge_protocol::batch::{BatchHeader, StampedBatch, TimestampType as BatchTimestampType};
+use streamgauge_storage::hard_state::SavedState;
 use streamgauge_storage::log::{Log, LogConfig, SyncTicket, SyncedPoint};
 use streamgauge_storage::producer_state::{
     AppendOrigin, ProducerBatch, ProducerState, ProducerStateError, Verdict,
@@ -14,14 +15,18 @@ use streamgauge_storage::producer_state::{
 use streamgauge_storage::{RaftIndex, StorageError};
 use tokio::sync::oneshot;
 
-use super::event::{Acks, Append, AppendError, Appended, EpochEnd};
+use super::event::{Acks, Append, AppendError, Appended, DeleteRecordsError, EpochEnd};
 use super::view::PartitionView;
 use crate::config::{Flush, TimestampType, TopicConfig};
-use crate::replication::group::{GroupError, RaftGroup};
+use crate::replication::broker_id;
+use crate::replication::group::{GroupError, Parts, Progress, RaftGroup};
 
 /// How long a partition that the disk refused waits before it tries again, in milliseconds.
 const RETRY_AFTER_MS: i64 = 1_000;
 
+const EARLIER_FAILURE: &str = "an earlier write to the partition's log failed";
+
+type DeleteReply = oneshot::Sender<Result<i64, DeleteRecordsError>>;
 type AppendReply = oneshot::Sender<Result<Appended, AppendError>>;
 
 /// An append that is answered at its commit.
@@ -32,13 +37,16 @@ struct Pending {
     reply: AppendReply,
 }
 
-/// What one turn of [`Partition::drive`] wants saved and synced.
+/// What one turn of [`Partition::drive`] wants saved, synced and sent.
+#[derive(Default)]
 pub struct Turn {
     /// The incarnation and number of the Ready that the sync settles.
     pub ready: Option<ReadyToken>,
-    pub hard_state: Option<HardState>,
-    pub conf_state: Option<ConfState>,
+    /// To be durable with the log: term, vote or membership changed.
+    pub state: Option<SavedState>,
     pub sync: Option<SyncTicket>,
+    /// For other replicas, to be sent once `state` has been written.
+    pub messages: Vec<Message>,
 }
 
 /// Names a `Ready` of one incarnation of a group.
@@ -52,9 +60,7 @@ pub struct ReadyToken {
 enum Life {
     Running(Box<RaftGroup>),
     Suspended {
-        log: Box<Log>,
-        hard_state: HardState,
-        conf_state: ConfState,
+        parts: Box<Parts>,
         retry_at_ms: i64,
     },
     /// Its log failed for good: reads go on, writes do not.
@@ -70,6 +76,9 @@ pub struct Partition {
     pub view: Arc<PartitionView>,
     pub config: Arc<TopicConfig>,
     raft_id: u64,
+    seed: u64,
+    /// Led from here, and the answers that wait are this leader's.
+    leads: bool,
     life: Life,
     incarnation: u32,
     producers: ProducerState,
@@ -77,6 +86,8 @@ pub struct Partition {
     unwritten: Vec<(Appended, AppendReply)>,
     /// Appends that are answered at their commit, in the order of their entries.
     pending: VecDeque<Pending>,
+    /// Moves of the log start offset that are answered at their commit.
+    pending_deletes: VecDeque<(RaftIndex, DeleteReply)>,
     /// The offset that the next proposed batch takes.
     next_offset: i64,
     unsynced_messages: u64,
@@ -95,15 +106,14 @@ impl Partition {
         view: Arc<PartitionView>,
         config: Arc<TopicConfig>,
         raft_id: u64,
-        log: Log,
-        hard_state: HardState,
-        conf_state: ConfState,
+        seed: u64,
+        parts: Parts,
         producers: ProducerState,
         now_ms: i64,
     ) -> Result<Self, GroupError> {
-        let next_offset = log.next_offset();
-        let snapshot_offset = log.producer_snapshot_offset()?;
-        let group = RaftGroup::start(raft_id, log, hard_state, conf_state)?;
+        let next_offset = parts.log.next_offset();
+        let snapshot_offset = parts.log.producer_snapshot_offset()?;
+        let group = RaftGroup::start(raft_id, parts, seed)?;
         let committed = group.committed();
         let mut partition = Self {
             topic,
@@ -111,11 +121,14 @@ impl Partition {
             view,
             config,
             raft_id,
+            seed,
+            leads: false,
             life: Life::Running(Box::new(group)),
             incarnation: 0,
             producers,
             unwritten: Vec::new(),
             pending: VecDeque::new(),
+            pending_deletes: VecDeque::new(),
             next_offset,
             unsynced_messages: 0,
             last_flush_ms: now_ms,
@@ -136,7 +149,7 @@ impl Partition {
     pub fn log(&self) -> Option<&Log> {
         match &self.life {
             Life::Running(group) => Some(group.log()),
-            Life::Suspended { log, .. } => Some(log),
+            Life::Suspended { parts, .. } => Some(&parts.log),
             Life::Failed | Life::Moving => None,
         }
     }
@@ -144,7 +157,7 @@ impl Partition {
     fn log_mut(&mut self) -> Option<&mut Log> {
         match &mut self.life {
             Life::Running(group) => Some(group.log_mut()),
-            Life::Suspended { log, .. } => Some(log),
+            Life::Suspended { parts, .. } => Some(&mut parts.log),
             Life::Failed | Life::Moving => None,
         }
     }
@@ -172,11 +185,9 @@ impl Partition {
 
     fn propose(&mut self, batch: bytes::Bytes, now_ms: i64) -> Result<Proposed, AppendError> {
         let Life::Running(group) = &mut self.life else {
-            return Err(AppendError::Storage(
-                "an earlier write to the partition's log failed".into(),
-            ));
+            return Err(AppendError::Storage(EARLIER_FAILURE.to_owned()));
         };
-        if !group.may_serve() {
+        if !self.leads || !group.may_serve() {
             return Err(AppendError::NotLeader);
         }
         let leader_epoch = group.term().leader_epoch();
@@ -244,27 +255,31 @@ impl Partition {
 
     /// Lets Raft go on: entries are written, commits are published and answered.
     pub fn drive(&mut self, now_ms: i64) -> Turn {
-        let mut turn = Turn {
-            ready: None,
-            hard_state: None,
-            conf_state: None,
-            sync: None,
-        };
+        let mut turn = Turn::default();
         let Life::Running(group) = &mut self.life else {
             return turn;
         };
-        let progress = match group.drive(now_ms) {
+        let applied_before = group.committed();
+        let moved = group.drive(now_ms).and_then(|progress| {
+            if let Some(offset) = progress.log_start_offset {
+                group.log_mut().set_log_start_offset(offset)?;
+                self.view.publish_change();
+            }
+            Ok(progress)
+        });
+        let progress = match moved {
             Ok(progress) => progress,
             Err(error) => {
                 self.suspend(&error, now_ms);
+                if let Life::Suspended { parts, .. } = &mut self.life {
+                    // What was committed and could not be done is handed out again.
+                    parts.hard_state.commit = parts.hard_state.commit.min(applied_before.0);
+                }
                 return turn;
             }
         };
-        for (appended, reply) in self.unwritten.drain(..) {
-            drop(reply.send(Ok(appended)));
-        }
-        turn.hard_state = progress.hard_state;
-        turn.conf_state = progress.conf_state;
+        let save = progress.hard_state.is_some() || progress.conf_state.is_some();
+        turn.state = save.then(|| saved_state(group));
         if let Some(number) = progress.ready_number {
             let relaxed = match self.config.flush {
                 Flush::BeforeAcknowledge => false,
@@ -273,9 +288,9 @@ impl Partition {
                         && now_ms.saturating_sub(self.last_flush_ms) < ms
                 }
             };
-            // Terms and votes are never relaxed.
-            if relaxed && turn.hard_state.is_none() && group.only_waits_for(number) {
-                group.persisted(number);
+            // Terms, votes and membership are never relaxed.
+            if relaxed && !save && group.only_waits_for(number) {
+                turn.messages = group.persisted(number);
             } else {
                 self.unsynced_messages = 0;
                 self.last_flush_ms = now_ms;
@@ -286,11 +301,114 @@ impl Partition {
                 turn.sync = group.log_mut().sync_ticket();
             }
         }
+        self.take_replicated(&progress);
+        if progress.proposals_refused {
+            self.forget_proposals();
+        }
+        turn.messages.extend(progress.messages);
+        for (appended, reply) in self.unwritten.drain(..) {
+            drop(reply.send(Ok(appended)));
+        }
         if let Some(committed) = progress.committed {
             self.apply(committed, now_ms);
+            self.answer_deletes(committed);
         }
-        self.publish_leadership();
+        self.settle_leadership();
         turn
+    }
+
+    /// What was proposed last did not get into the log. Whoever waits asks again, perhaps for what
+    /// did and will be committed; the producers know it then.
+    fn forget_proposals(&mut self) {
+        let Some(end) = self.log().map(Log::next_offset) else {
+            return;
+        };
+        self.next_offset = end;
+        self.producers.drop_in_flight_from(end);
+        self.refuse_pending(&AppendError::NotLeader);
+    }
+
+    /// What a follower has written, for the producers: once committed, this replica may have to
+    /// tell duplicates from new batches.
+    fn take_replicated(&mut self, progress: &Progress) {
+        if let Some(start) = &progress.started_anew {
+            tracing::info!(
+                topic = %self.topic,
+                partition = self.view.key().index,
+                offset = start.start.offset,
+                "the replica was too far behind and begins where the leader's log does"
+            );
+            self.producers = start.producers.clone();
+            self.snapshot_offset = self.producers.committed_end_offset();
+            self.view.publish_change();
+        }
+        let Some(first) = progress.replicated.first() else {
+            return;
+        };
+        self.producers.drop_in_flight_from(first.base_offset);
+        for header in &progress.replicated {
+            self.unsynced_messages += u64::from(header.records_count.unsigned_abs());
+            // A leader that says where to begin may tell of the producers of later batches.
+            if header.base_offset < self.producers.committed_end_offset() {
+                continue;
+            }
+            // Transactions' markers are read where they are written; followers see none yet.
+            if let Some(batch) = ProducerBatch::from_header(header, None) {
+                self.producers.append_in_flight(batch);
+            }
+        }
+    }
+
+    /// A message of the partition's group, from another replica.
+    pub fn step(&mut self, message: Message) {
+        let Life::Running(group) = &mut self.life else {
+            return;
+        };
+        if let Err(error) = group.step(message) {
+            self.fail(&error.to_string());
+        }
+    }
+
+    /// Raft's clock moves on. A group of one voter has nothing to wait for.
+    pub fn tick(&mut self) {
+        if let Life::Running(group) = &mut self.life
+            && group.has_peers()
+        {
+            group.tick();
+        }
+    }
+
+    /// A message to that replica was lost on the way.
+    pub fn unreachable(&mut self, raft_id: u64) {
+        if let Life::Running(group) = &mut self.life {
+            group.unreachable(raft_id);
+        }
+    }
+
+    /// Hands the leadership to a replica that is in sync, if this one leads.
+    pub fn transfer(&mut self, target: Option<u64>) {
+        let own = self.raft_id;
+        if let Life::Running(group) = &mut self.life
+            && group.is_leader()
+        {
+            let target = target.or_else(|| group.in_sync().into_iter().find(|id| *id != own));
+            if let Some(target) = target {
+                group.transfer_to(target);
+            }
+        }
+    }
+
+    /// What the group must not forget, if it runs and others take part in it.
+    pub fn saved_state(&self) -> Option<SavedState> {
+        match &self.life {
+            Life::Running(group) if group.has_peers() => Some(saved_state(group)),
+            _ => None,
+        }
+    }
+
+    /// The group's state could not be written: what depends on it must not leave.
+    pub fn state_not_saved(&mut self, error: &StorageError, now_ms: i64) {
+        self.suspend(&GroupError::State(error.to_string()), now_ms);
     }
 
     /// Syncs what a looser flush policy has left unsynced for its interval.
@@ -317,6 +435,8 @@ impl Partition {
                 return;
             }
         };
+        // A group that starts anew may know less of what is committed than it did.
+        let high_watermark = high_watermark.max(self.view.high_watermark());
         self.producers.commit_through(high_watermark, now_ms);
         let last_stable_offset = self
             .producers
@@ -332,13 +452,13 @@ impl Partition {
         }
     }
 
-    /// The sync of that `Ready` has ended.
-    pub fn synced(&mut self, token: ReadyToken) {
-        if token.incarnation != self.incarnation {
-            return;
-        }
-        if let Life::Running(group) = &mut self.life {
-            group.persisted(token.number);
+    /// The sync of that `Ready` has ended; returns the messages that waited for it.
+    pub fn synced(&mut self, token: ReadyToken) -> Vec<Message> {
+        match &mut self.life {
+            Life::Running(group) if token.incarnation == self.incarnation => {
+                group.persisted(token.number)
+            }
+            _ => Vec::new(),
         }
     }
 
@@ -359,13 +479,27 @@ impl Partition {
         }
     }
 
-    fn publish_leadership(&self) {
+    /// Follows the group's leadership: whoever waits on a leader that is one no more is told, and a
+    /// new one takes up offsets where the log ends.
+    fn settle_leadership(&mut self) {
         let Life::Running(group) = &self.life else {
             return;
         };
         let (epoch, serving) = (group.term().leader_epoch(), group.may_serve());
-        if self.view.leader_epoch() != epoch || self.view.is_serving() != serving {
-            self.view.publish_leadership(epoch, serving);
+        let leader = group.leader().map_or(-1, broker_id);
+        let next_offset = group.log().next_offset();
+        let is_new_term = self.view.leader_epoch() != epoch;
+        if self.leads && (!serving || is_new_term) {
+            self.leads = false;
+            self.refuse_pending(&AppendError::NotLeader);
+        }
+        if serving && !self.leads {
+            // Nothing has been proposed in this term: all that is in the log is before it.
+            self.next_offset = next_offset;
+            self.leads = true;
+        }
+        if is_new_term || self.view.is_serving() != serving || self.view.leader() != leader {
+            self.view.publish_leadership(leader, epoch, serving);
         }
     }
 
@@ -385,61 +519,62 @@ impl Partition {
         );
         self.fail_pending(&error.to_string());
         self.incarnation += 1;
+        let mut alone = true;
         match std::mem::replace(&mut self.life, Life::Moving) {
             Life::Running(group) => {
-                let (log, hard_state, conf_state) = group.into_parts();
-                self.next_offset = log.next_offset();
+                alone = !group.has_peers();
+                let parts = Box::new(group.into_parts());
+                self.next_offset = parts.log.next_offset();
                 // What was written before is in the log still and will be committed: a retry of it
                 // must be known for one.
                 self.producers.drop_in_flight_from(self.next_offset);
                 self.life = Life::Suspended {
-                    log: Box::new(log),
-                    hard_state,
-                    conf_state,
+                    parts,
                     retry_at_ms: now_ms + RETRY_AFTER_MS,
                 };
             }
             other => self.life = other,
         }
-        self.view.publish_leadership(self.view.leader_epoch(), true);
+        self.leads = false;
+        // Where other replicas may take over, reads are theirs to answer.
+        let leader = if alone { broker_id(self.raft_id) } else { -1 };
+        self.view
+            .publish_leadership(leader, self.view.leader_epoch(), alone);
     }
 
-    /// Starts a suspended group anew if it is time. What its log holds must be synced before Raft
-    /// counts on it; the error of that sync is the disk's last word.
-    pub fn resume(&mut self, now_ms: i64) {
-        let Life::Suspended {
-            log, retry_at_ms, ..
-        } = &mut self.life
-        else {
-            return;
+    /// Starts a suspended group anew if it is time, and answers with what must be durable before
+    /// it is driven. What its log holds must be synced before Raft counts on it; the error of that
+    /// sync is the disk's last word.
+    pub fn resume(&mut self, now_ms: i64) -> Option<SavedState> {
+        let Life::Suspended { parts, retry_at_ms } = &mut self.life else {
+            return None;
         };
         if now_ms < *retry_at_ms {
-            return;
+            return None;
         }
-        if let Some(ticket) = log.sync_ticket()
+        if let Some(ticket) = parts.log.sync_ticket()
             && let Err(error) = ticket.run()
         {
             self.fail(&error.to_string());
-            return;
+            return None;
         }
-        let Life::Suspended {
-            log,
-            hard_state,
-            conf_state,
-            ..
-        } = std::mem::replace(&mut self.life, Life::Moving)
-        else {
-            return;
+        let Life::Suspended { parts, .. } = std::mem::replace(&mut self.life, Life::Moving) else {
+            return None;
         };
-        match RaftGroup::start(self.raft_id, *log, hard_state, conf_state) {
+        match RaftGroup::start(self.raft_id, *parts, self.seed) {
             Ok(group) => {
                 // Whether it can write is seen when it writes its term's first entry.
                 let committed = group.committed();
                 self.next_offset = group.log().next_offset();
+                let state = saved_state(&group);
                 self.life = Life::Running(Box::new(group));
                 self.apply(committed, now_ms);
+                Some(state)
             }
-            Err(error) => self.fail(&error.to_string()),
+            Err(error) => {
+                self.fail(&error.to_string());
+                None
+            }
         }
     }
 
@@ -449,24 +584,40 @@ impl Partition {
             topic = %self.topic,
             partition = self.view.key().index,
             reason,
-            "partition takes no more writes: its disk failed to sync"
+            "partition takes no more writes"
         );
+        let alone = match &self.life {
+            Life::Running(group) => !group.has_peers(),
+            Life::Suspended { .. } | Life::Failed | Life::Moving => self.view.is_serving(),
+        };
         self.life = Life::Failed;
+        self.leads = false;
         self.incarnation += 1;
         self.fail_pending(reason);
         self.producers.drop_in_flight();
+        if !alone {
+            self.view
+                .publish_leadership(-1, self.view.leader_epoch(), false);
+        }
     }
 
     fn fail_pending(&mut self, reason: &str) {
+        self.refuse_pending(&AppendError::Storage(reason.to_owned()));
+    }
+
+    fn refuse_pending(&mut self, error: &AppendError) {
         for (_, reply) in self.unwritten.drain(..) {
-            drop(reply.send(Err(AppendError::Storage(reason.to_owned()))));
+            drop(reply.send(Err(error.clone())));
         }
         for pending in self.pending.drain(..) {
-            drop(
-                pending
-                    .reply
-                    .send(Err(AppendError::Storage(reason.to_owned()))),
-            );
+            drop(pending.reply.send(Err(error.clone())));
+        }
+        for (_, reply) in self.pending_deletes.drain(..) {
+            let error = match error {
+                AppendError::NotLeader => DeleteRecordsError::NotLeader,
+                other => DeleteRecordsError::Storage(other.to_string()),
+            };
+            drop(reply.send(Err(error)));
         }
     }
 
@@ -482,13 +633,22 @@ impl Partition {
         &self.producers
     }
 
-    /// Moves the log start offset up to `before_offset`; -1 means the high watermark.
-    pub fn delete_records(
-        &mut self,
-        before_offset: i64,
-    ) -> Result<i64, super::event::DeleteRecordsError> {
-        use super::event::DeleteRecordsError;
+    /// Moves the log start offset up to `before_offset`; -1 means the high watermark. All replicas
+    /// do so: it goes through the log, and is answered once it is committed and done here.
+    pub fn delete_records(&mut self, before_offset: i64, reply: DeleteReply) {
+        match self.propose_log_start(before_offset) {
+            Ok(index) => self.pending_deletes.push_back((index, reply)),
+            Err(error) => drop(reply.send(Err(error))),
+        }
+    }
+
+    fn propose_log_start(&mut self, before_offset: i64) -> Result<RaftIndex, DeleteRecordsError> {
         let high_watermark = self.view.high_watermark();
+        let group = match &mut self.life {
+            Life::Running(group) if self.leads && group.may_serve() => group,
+            Life::Running(_) => return Err(DeleteRecordsError::NotLeader),
+            _ => return Err(DeleteRecordsError::Storage(EARLIER_FAILURE.to_owned())),
+        };
         let target = match before_offset {
             -1 => high_watermark,
             offset => offset,
@@ -496,13 +656,21 @@ impl Partition {
         if target < 0 || target > high_watermark {
             return Err(DeleteRecordsError::OffsetOutOfRange);
         }
-        let Some(log) = self.log_mut() else {
-            return Err(DeleteRecordsError::NotLeader);
-        };
-        log.set_log_start_offset(target)
-            .map_err(|error| DeleteRecordsError::Storage(error.to_string()))?;
-        self.view.publish_change();
-        Ok(self.view.log_start_offset())
+        group
+            .propose_log_start(target)
+            .map_err(|error| match error {
+                GroupError::NotLeader => DeleteRecordsError::NotLeader,
+                other => DeleteRecordsError::Storage(other.to_string()),
+            })
+    }
+
+    fn answer_deletes(&mut self, committed: RaftIndex) {
+        while let Some((_, reply)) = self
+            .pending_deletes
+            .pop_front_if(|(index, _)| *index <= committed)
+        {
+            drop(reply.send(Ok(self.view.log_start_offset())));
+        }
     }
 
     /// Removes what retention lets go, and forgets producers that have been silent too long.
@@ -575,6 +743,22 @@ impl From<ProducerStateError> for AppendError {
             | ProducerStateError::NewEpochNotAtZero { .. } => Self::OutOfOrderSequence(text),
             _ => Self::InvalidProducerEpoch(text),
         }
+    }
+}
+
+fn saved_state(group: &RaftGroup) -> SavedState {
+    let (hard_state, conf_state) = (group.hard_state(), group.conf_state());
+    SavedState {
+        term: hard_state.term,
+        vote: hard_state.vote,
+        // What has been applied: a restart goes on from there.
+        commit: group.committed().0,
+        conf_index: group.conf_index(),
+        voters: conf_state.voters.clone(),
+        learners: conf_state.learners.clone(),
+        voters_outgoing: conf_state.voters_outgoing.clone(),
+        learners_next: conf_state.learners_next.clone(),
+        auto_leave: conf_state.auto_leave,
     }
 }
 

@@ -12,7 +12,7 @@ use streamgauge_storage::disk::Disk;
 use streamgauge_storage::log::SyncTicket;
 
 use super::core::{Shard, ShardSettings};
-use super::event::{Effect, Event};
+use super::event::{Effect, Event, GroupMessage};
 use super::handle::ShardHandle;
 use crate::clock;
 
@@ -26,11 +26,24 @@ const EVENTS_PER_TURN_MAX: usize = 1024;
 /// beyond a few threads nothing is gained.
 const SYNC_THREADS: usize = 8;
 
+/// Carries messages to other brokers. Must not block; what it cannot carry it drops and reports.
+pub trait Outbound: Send + Sync {
+    fn send(&self, to: i32, messages: Vec<GroupMessage>);
+}
+
+/// For a broker without others.
+pub struct NoPeers;
+
+impl Outbound for NoPeers {
+    fn send(&self, _to: i32, _messages: Vec<GroupMessage>) {}
+}
+
 /// Starts a shard's thread.
 pub fn start(
     settings: ShardSettings,
     disk: Arc<dyn Disk>,
     syncs: &SyncPool,
+    outbound: Arc<dyn Outbound>,
     number: usize,
 ) -> Result<(ShardHandle, JoinHandle<()>), StorageError> {
     let shard = Shard::open(settings, disk, clock::now_ms())?;
@@ -39,12 +52,18 @@ pub fn start(
     let syncs = syncs.clone();
     let thread = std::thread::Builder::new()
         .name(format!("shard-{number}"))
-        .spawn(move || run(shard, &events, &mailbox, &syncs))
+        .spawn(move || run(shard, &events, &mailbox, &syncs, &*outbound))
         .map_err(StorageError::from)?;
     Ok((handle, thread))
 }
 
-fn run(mut shard: Shard, events: &Receiver<Event>, mailbox: &Sender<Event>, syncs: &SyncPool) {
+fn run(
+    mut shard: Shard,
+    events: &Receiver<Event>,
+    mailbox: &Sender<Event>,
+    syncs: &SyncPool,
+    outbound: &dyn Outbound,
+) {
     let mut next_tick = Instant::now() + TICK;
     loop {
         let first = match events.recv_deadline(next_tick) {
@@ -69,8 +88,10 @@ fn run(mut shard: Shard, events: &Receiver<Event>, mailbox: &Sender<Event>, sync
             shard.handle(Event::Tick, now_ms);
         }
         let mut effect = shard.flush(now_ms);
+        send_all(&mut shard, outbound);
         while let Some(Effect::Sync { round, tickets }) = effect.take() {
-            if tickets.len() > 1 {
+            // With other replicas about, a slow sync here would hold up heartbeats.
+            if tickets.len() > 1 || shard.has_peers() {
                 syncs.submit(round, tickets, mailbox.clone());
                 break;
             }
@@ -82,7 +103,22 @@ fn run(mut shard: Shard, events: &Receiver<Event>, mailbox: &Sender<Event>, sync
                 .map_err(|error| error.to_string());
             shard.handle(Event::Synced { round, result }, clock::now_ms());
             effect = shard.flush(clock::now_ms());
+            send_all(&mut shard, outbound);
         }
+    }
+}
+
+/// Hands the shard's messages on, those for one broker together.
+fn send_all(shard: &mut Shard, outbound: &dyn Outbound) {
+    let mut by_broker: Vec<(i32, Vec<GroupMessage>)> = Vec::new();
+    for (to, message) in shard.take_outbox() {
+        match by_broker.iter_mut().find(|(broker, _)| *broker == to) {
+            Some((_, messages)) => messages.push(message),
+            None => by_broker.push((to, vec![message])),
+        }
+    }
+    for (to, messages) in by_broker {
+        outbound.send(to, messages);
     }
 }
 

@@ -23,6 +23,7 @@ pub struct PartitionView {
     reader: LogReader,
     high_watermark: AtomicI64,
     last_stable_offset: AtomicI64,
+    leader: AtomicI32,
     leader_epoch: AtomicI32,
     /// Led from here, and the first entry of the leader's term is committed.
     serving: AtomicBool,
@@ -37,6 +38,7 @@ impl PartitionView {
             reader,
             high_watermark: AtomicI64::new(high_watermark),
             last_stable_offset: AtomicI64::new(high_watermark),
+            leader: AtomicI32::new(-1),
             leader_epoch: AtomicI32::new(-1),
             serving: AtomicBool::new(false),
             deleted: AtomicBool::new(false),
@@ -67,7 +69,12 @@ impl PartitionView {
         self.reader.log_start_offset()
     }
 
-    /// The Raft term of the leader, or -1 before the first election.
+    /// The broker that leads, as far as this replica knows; -1 if it knows of none.
+    pub fn leader(&self) -> i32 {
+        self.leader.load(Ordering::Acquire)
+    }
+
+    /// The Raft term of the leader less one, or -1 before the first election.
     pub fn leader_epoch(&self) -> i32 {
         self.leader_epoch.load(Ordering::Acquire)
     }
@@ -100,7 +107,8 @@ impl PartitionView {
         self.waiters.notify();
     }
 
-    pub(super) fn publish_leadership(&self, leader_epoch: i32, serving: bool) {
+    pub(super) fn publish_leadership(&self, leader: i32, leader_epoch: i32, serving: bool) {
+        self.leader.store(leader, Ordering::Release);
         self.leader_epoch.store(leader_epoch, Ordering::Release);
         self.serving.store(serving, Ordering::Release);
         self.waiters.notify();

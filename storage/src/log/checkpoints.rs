@@ -1,7 +1,8 @@
 //! The two small files beside a log: where it begins, and up to where it is known to be durable.
 //!
 //! ```text
-//! log-start-checkpoint            0 | index, term and offset before the first entry, log start offset | crc32
+//! log-start-checkpoint            0 | index, term and offset before the first entry, log start offset,
+//!                                 offset of the producers it came with or -1, 1 while the log is replaced | crc32
 //! recovery-point-checkpoint       0 | base offset of a segment, position in its file |
 //!                                 term, first index, start offset: a line for each term in it | crc32
 //! ```
@@ -20,7 +21,7 @@ use crate::ids::{RaftIndex, Term};
 use crate::segment::{read_whole, replace_file};
 
 const START_FILE: &str = "log-start-checkpoint";
-const RECOVERY_POINT_FILE: &str = "recovery-point-checkpoint";
+pub(super) const RECOVERY_POINT_FILE: &str = "recovery-point-checkpoint";
 
 impl Log {
     pub(super) fn write_start(
@@ -28,7 +29,13 @@ impl Log {
         start: LogStart,
         log_start_offset: i64,
     ) -> Result<(), StorageError> {
-        write_start(&*self.disk, &self.directory, start, log_start_offset)
+        let checkpoint = StartCheckpoint {
+            start,
+            log_start_offset,
+            producers_offset: self.producers_offset,
+            replacing: false,
+        };
+        checkpoint.write(&*self.disk, &self.directory)
     }
 
     /// Writes the recovery point. An old one that says less only makes recovery more lenient, so it
@@ -67,53 +74,79 @@ fn checked(bytes: &[u8]) -> Option<&str> {
     (u32::from_str_radix(crc.trim(), 16) == Ok(crc32fast::hash(body.as_bytes()))).then_some(body)
 }
 
-pub(super) fn write_start(
-    disk: &dyn Disk,
-    directory: &Path,
-    start: LogStart,
-    log_start_offset: i64,
-) -> Result<(), StorageError> {
-    let path = directory.join(START_FILE);
-    let text = with_checksum(format!(
-        "0\n{} {} {} {log_start_offset}\n",
-        start.index.0, start.term.0, start.offset
-    ));
-    replace_file(disk, &path, text.as_bytes())
-        .and_then(|()| disk.sync_dir(directory))
-        .map_err(|error| StorageError::io("write", &path, error))
+/// Where a log begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct StartCheckpoint {
+    pub start: LogStart,
+    pub log_start_offset: i64,
+    /// Offset of the producer snapshot that a leader sent with the start; -1 if none did. It may be
+    /// past the log's end for a while.
+    pub producers_offset: i64,
+    /// The log that was there is being replaced by an empty one that begins here: what segments
+    /// are found belong to the old one.
+    pub replacing: bool,
 }
 
-pub(super) fn read_start(
-    disk: &dyn Disk,
-    directory: &Path,
-) -> Result<(LogStart, i64), StorageError> {
-    let path = directory.join(START_FILE);
-    let bytes = match read_whole(disk, &path) {
-        Ok(bytes) => bytes,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            let start = LogStart::of_new_partition();
-            return Ok((start, start.offset));
+impl StartCheckpoint {
+    pub fn of(start: LogStart) -> Self {
+        Self {
+            start,
+            log_start_offset: start.offset,
+            producers_offset: -1,
+            replacing: false,
         }
-        Err(error) => return Err(StorageError::io("read", &path, error)),
-    };
-    parse_start(&bytes).ok_or_else(|| {
-        StorageError::Corrupt(Corruption {
-            file: path,
-            position: 0,
-            reason: "the log start checkpoint is not what was written".into(),
-        })
-    })
-}
+    }
 
-fn parse_start(bytes: &[u8]) -> Option<(LogStart, i64)> {
-    let body = checked(bytes)?;
-    let mut fields = body.lines().nth(1)?.split(' ');
-    let start = LogStart {
-        index: RaftIndex(fields.next()?.parse().ok()?),
-        term: Term(fields.next()?.parse().ok()?),
-        offset: fields.next()?.parse().ok()?,
-    };
-    Some((start, fields.next()?.parse().ok()?))
+    /// Writes it; durable when this returns.
+    pub fn write(&self, disk: &dyn Disk, directory: &Path) -> Result<(), StorageError> {
+        let path = directory.join(START_FILE);
+        let text = with_checksum(format!(
+            "0\n{} {} {} {} {} {}\n",
+            self.start.index.0,
+            self.start.term.0,
+            self.start.offset,
+            self.log_start_offset,
+            self.producers_offset,
+            u8::from(self.replacing)
+        ));
+        replace_file(disk, &path, text.as_bytes())
+            .and_then(|()| disk.sync_dir(directory))
+            .map_err(|error| StorageError::io("write", &path, error))
+    }
+
+    pub fn read(disk: &dyn Disk, directory: &Path) -> Result<Self, StorageError> {
+        let path = directory.join(START_FILE);
+        let bytes = match read_whole(disk, &path) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return Ok(Self::of(LogStart::of_new_partition()));
+            }
+            Err(error) => return Err(StorageError::io("read", &path, error)),
+        };
+        Self::parse(&bytes).ok_or_else(|| {
+            StorageError::Corrupt(Corruption {
+                file: path,
+                position: 0,
+                reason: "the log start checkpoint is not what was written".into(),
+            })
+        })
+    }
+
+    fn parse(bytes: &[u8]) -> Option<Self> {
+        let body = checked(bytes)?;
+        let mut fields = body.lines().nth(1)?.split(' ');
+        let start = LogStart {
+            index: RaftIndex(fields.next()?.parse().ok()?),
+            term: Term(fields.next()?.parse().ok()?),
+            offset: fields.next()?.parse().ok()?,
+        };
+        Some(Self {
+            start,
+            log_start_offset: fields.next()?.parse().ok()?,
+            producers_offset: fields.next().map_or(Some(-1), |field| field.parse().ok())?,
+            replacing: fields.next() == Some("1"),
+        })
+    }
 }
 
 /// What is known of the last segment: [`Log::write_recovery_point`] wrote it.

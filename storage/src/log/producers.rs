@@ -36,9 +36,14 @@ impl Log {
         Ok(())
     }
 
-    /// The state that all batches below the log's end make: the newest usable snapshot and the
-    /// batches after it.
-    pub fn recover_producers(&self, now_ms: i64) -> Result<ProducerState, StorageError> {
+    /// The state that the log's batches make: the newest usable snapshot and the batches after it;
+    /// those from `committed_offset` on are in flight. Snapshots are of what is committed, so that
+    /// one past `committed_offset` knows better.
+    pub fn recover_producers(
+        &self,
+        committed_offset: i64,
+        now_ms: i64,
+    ) -> Result<ProducerState, StorageError> {
         let end = self.next_offset();
         let mut state = ProducerState::new();
         let mut from = self.start.offset;
@@ -59,9 +64,23 @@ impl Log {
                 None => tracing::warn!(path = %path.display(), "producer snapshot is not usable"),
             }
         }
-        self.replay_producers(&mut state, from, now_ms)?;
+        self.replay_producers(&mut state, from, committed_offset.max(from), now_ms)?;
         state.advance_log_start(self.log_start_offset());
         Ok(state)
+    }
+
+    /// The newest usable snapshot of the producers, for a replica that is to begin where this log
+    /// does: its offset and its bytes.
+    pub fn newest_producer_snapshot(&self) -> Result<Option<(i64, Vec<u8>)>, StorageError> {
+        for offset in self.snapshot_offsets()?.into_iter().rev() {
+            let path = self.directory.join(file_name(offset, SUFFIX));
+            let bytes = read_whole(&*self.disk, &path)
+                .map_err(|error| StorageError::io("read", &path, error))?;
+            if ProducerState::from_snapshot(&bytes, offset, 0).is_ok() {
+                return Ok(Some((offset, bytes)));
+            }
+        }
+        Ok(None)
     }
 
     /// The offset of the newest snapshot; -1 if there is none.
@@ -75,7 +94,7 @@ impl Log {
         let lost: Vec<i64> = self
             .snapshot_offsets()?
             .into_iter()
-            .filter(|offset| *offset > end)
+            .filter(|offset| *offset > end && *offset != self.producers_offset)
             .collect();
         for offset in &lost {
             self.remove_if_there(&self.directory.join(file_name(*offset, SUFFIX)))?;
@@ -92,6 +111,7 @@ impl Log {
         &self,
         state: &mut ProducerState,
         from: i64,
+        committed_offset: i64,
         now_ms: i64,
     ) -> Result<(), StorageError> {
         for segment in self.shared.segments.load().iter() {
@@ -119,7 +139,11 @@ impl Log {
                         reason: "a control batch without a readable marker".into(),
                     })
                 })?;
-                state.apply_committed(&batch, now_ms);
+                if batch.last_offset < committed_offset {
+                    state.apply_committed(&batch, now_ms);
+                } else {
+                    state.append_in_flight(batch);
+                }
             }
         }
         Ok(())

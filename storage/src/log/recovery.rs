@@ -16,8 +16,8 @@ use std::sync::atomic::Ordering;
 use streamgauge_protocol::batch::{BATCH_HEADER_BYTES, BATCH_PREFIX_BYTES};
 
 use super::append::{frame_of, place_of, reserve_bytes};
-use super::checkpoints::{RecoveryPoint, read_recovery_point, read_start};
-use super::create::METADATA_FILE;
+use super::checkpoints::{RecoveryPoint, StartCheckpoint, read_recovery_point};
+use super::create::{METADATA_FILE, remove_log};
 use super::{Log, LogConfig, LogStart, Shared, SyncedPoint};
 use crate::disk::Disk;
 use crate::epochs::EpochTable;
@@ -98,7 +98,15 @@ struct Found {
 
 impl Opening<'_> {
     fn open(mut self, now_ms: i64) -> Result<(Log, RecoveryReport), StorageError> {
-        let (start, log_start_offset) = read_start(&*self.disk, self.directory)?;
+        let mut checkpoint = StartCheckpoint::read(&*self.disk, self.directory)?;
+        if checkpoint.replacing {
+            self.finish_replacing(&mut checkpoint)?;
+        }
+        let StartCheckpoint {
+            start,
+            log_start_offset,
+            ..
+        } = checkpoint;
         let mut bases = self.segment_bases(start)?;
         let active_base = bases.pop().unwrap_or(start.offset);
         let mut segments = Vec::with_capacity(bases.len() + 1);
@@ -141,6 +149,7 @@ impl Opening<'_> {
             active_since_ms: now_ms,
             bytes_since_index: found.bytes_since_index,
             start,
+            producers_offset: checkpoint.producers_offset,
             epochs,
             dirty_files: Vec::new(),
             dirty_directories: Vec::new(),
@@ -149,12 +158,24 @@ impl Opening<'_> {
             recovery_point,
         };
         // With a looser flush policy records can be lost behind a start that was durable at once.
-        let end = log.next_offset();
-        log.shared.log_start_offset.fetch_min(end, Ordering::AcqRel);
+        // A log that replaced another may be behind its start for a while: its leader has the rest.
+        if checkpoint.producers_offset < 0 {
+            let end = log.next_offset();
+            log.shared.log_start_offset.fetch_min(end, Ordering::AcqRel);
+        }
         if self.report.corruption.is_none() {
             log.settle_tail(found.file_bytes, self.report.scanned_entries > 0)?;
         }
         Ok((log, self.report))
+    }
+
+    /// A crash came while the log was being replaced: nothing of the old one counts.
+    fn finish_replacing(&mut self, checkpoint: &mut StartCheckpoint) -> Result<(), StorageError> {
+        remove_log(&*self.disk, self.directory, checkpoint.producers_offset)
+            .map_err(|error| StorageError::io("replace the log in", self.directory, error))?;
+        self.recovery_point = RecoveryPoint::default();
+        checkpoint.replacing = false;
+        checkpoint.write(&*self.disk, self.directory)
     }
 
     /// The base offsets of the segments, rising, without those before the log's start: a crash may

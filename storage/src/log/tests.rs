@@ -588,10 +588,53 @@ fn a_snapshot_of_producers_that_the_power_took_is_removed() {
 
     let (mut log, _) = open(&shared, &directory);
     assert_eq!(log.next_offset(), 2, "what was not synced is gone");
-    log.recover_producers(0).unwrap();
+    log.recover_producers(2, 0).unwrap();
     append(&mut log, 1, 5);
     sync(&mut log);
     disk.crash(&mut || 0);
     let (log, _) = open(&shared, &directory);
     assert_eq!(log.producer_snapshot_offset().unwrap(), -1);
+}
+
+#[test]
+fn a_log_that_is_replaced_is_the_old_or_the_new_one_after_a_crash() {
+    let start = LogStart {
+        index: RaftIndex(40),
+        term: Term(3),
+        offset: 30,
+    };
+    let mut producers = ProducerState::new();
+    producers.commit_through(33, 0);
+    for after in 0..60 {
+        let (disk, shared) = sim();
+        let directory = directory();
+        let mut log = create(&shared, &directory);
+        for _ in 0..12 {
+            append(&mut log, 1, 1);
+        }
+        sync(&mut log);
+        let before = log.last_index();
+        disk.set_faults(Faults {
+            stop_after: Some(after),
+            ..Faults::default()
+        });
+        let replaced = log.start_anew(start, 31, &producers, 0).is_ok();
+        let mut random = xorshift(after);
+        disk.crash(&mut random);
+        disk.set_faults(Faults::default());
+        let (mut log, report) = open(&shared, &directory);
+        assert_eq!(report.corruption, None, "power lost after {after}");
+        if log.start() == start {
+            assert_eq!(log.last_index(), start.index);
+            assert_eq!((log.next_offset(), log.log_start_offset()), (30, 31));
+            let recovered = log.recover_producers(30, 0).unwrap();
+            assert_eq!(recovered.committed_end_offset(), 33, "after {after}");
+            append(&mut log, 3, 4);
+            sync(&mut log);
+            assert_eq!(open(&shared, &directory).0.next_offset(), 34);
+        } else {
+            assert!(!replaced, "after {after}");
+            assert_eq!(log.last_index(), before);
+        }
+    }
 }
