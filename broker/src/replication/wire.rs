@@ -21,14 +21,16 @@
 //! length. Entries have fixed widths: beside record data a few bytes do not matter, and an entry of
 //! few bytes would make a reader allocate many.
 //!
-//! Only the data of ordinary entries counts as record data. It carries the CRC-32C of its batch,
-//! which whoever appends it has to check; all else lies in the head, over which the transport lays a
-//! checksum.
+//! Record data is the data of an ordinary entry whose context is the prefix of a batch, if it is
+//! longer than 256 bytes (a slice of its own would cost more than to copy less). It carries the CRC-32C of
+//! its batch, which whoever appends it has to check; all else, also what groups log beside records,
+//! lies in the head, over which the transport lays a checksum.
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use raft::eraftpb::{
     ConfState, Entry, EntryType, Message, MessageType, Snapshot, SnapshotMetadata,
 };
+use streamgauge_protocol::batch::BATCH_PREFIX_BYTES;
 
 #[cfg(test)]
 mod tests;
@@ -54,6 +56,9 @@ const VARINT_BYTES_MAX: usize = 10;
 /// Membership changes are the one thing that crate `raft` still parses with protobuf; real ones
 /// have some dozens of bytes.
 pub const CONF_CHANGE_BYTES_MAX: usize = 4 * 1024;
+
+/// Data up to this length is copied into the head.
+const COPIED_BYTES_MAX: usize = 256;
 
 /// A message takes at least so many bytes.
 pub const MESSAGE_BYTES_MIN: usize = HEAD_BYTES_MIN;
@@ -131,6 +136,13 @@ fn check_entry(entry_type: EntryType, data_bytes: usize) -> Result<(), WireError
             }
         }
     }
+}
+
+/// Whether an entry's data lies apart from the head.
+fn is_record_data(entry_type: EntryType, context_bytes: usize, data_bytes: usize) -> bool {
+    entry_type == EntryType::EntryNormal
+        && context_bytes == BATCH_PREFIX_BYTES
+        && data_bytes > COPIED_BYTES_MAX
 }
 
 fn length_u32(what: &'static str, bytes: usize) -> Result<u32, WireError> {
@@ -240,10 +252,10 @@ fn put_entry(head: &mut BytesMut, data: &mut Vec<Bytes>, entry: &Entry) {
     head.put_u32(entry.context.len() as u32);
     head.put_u32(entry.data.len() as u32);
     head.put_slice(&entry.context);
-    if entry.entry_type != EntryType::EntryNormal {
-        head.put_slice(&entry.data);
-    } else if !entry.data.is_empty() {
+    if is_record_data(entry.entry_type, entry.context.len(), entry.data.len()) {
         data.push(entry.data.clone());
+    } else {
+        head.put_slice(&entry.data);
     }
 }
 
@@ -345,9 +357,9 @@ fn get_entry(head: &mut Bytes, data: &mut Bytes) -> Result<Entry, WireError> {
     let data_bytes = head.try_get_u32().map_err(short)?;
     check_entry(entry_type, data_bytes as usize)?;
     let context = take(head, u64::from(context_bytes), "entry's context")?;
-    let source = match entry_type {
-        EntryType::EntryNormal => data,
-        EntryType::EntryConfChange | EntryType::EntryConfChangeV2 => head,
+    let source = match is_record_data(entry_type, context.len(), data_bytes as usize) {
+        true => data,
+        false => head,
     };
     Ok(Entry {
         entry_type,

@@ -45,15 +45,12 @@ fn some_bytes() -> impl Strategy<Value = Bytes> {
 
 fn entry() -> impl Strategy<Value = Entry> {
     let kinds = prop::sample::select(EntryType::values());
-    (
-        kinds,
-        number(),
-        number(),
-        some_bytes(),
-        some_bytes(),
-        any::<bool>(),
-    )
-        .prop_map(|(entry_type, term, index, data, context, sync_log)| Entry {
+    let data_bytes = prop_oneof![0usize..40, 250usize..260, Just(2000usize)];
+    let data = (data_bytes, any::<u8>()).prop_map(|(bytes, byte)| Bytes::from(vec![byte; bytes]));
+    let prefix = Just(Bytes::from_static(&[9; BATCH_PREFIX_BYTES]));
+    let context = prop_oneof![prefix, some_bytes()];
+    (kinds, number(), number(), data, context, any::<bool>()).prop_map(
+        |(entry_type, term, index, data, context, sync_log)| Entry {
             entry_type,
             term,
             index,
@@ -61,7 +58,8 @@ fn entry() -> impl Strategy<Value = Entry> {
             context,
             sync_log,
             ..Entry::default()
-        })
+        },
+    )
 }
 
 fn conf_state() -> impl Strategy<Value = ConfState> {
@@ -190,6 +188,7 @@ proptest! {
 fn record_data_is_not_copied() {
     let data = Bytes::from(vec![7; 1000]);
     let entry = Entry {
+        context: Bytes::from_static(&[0; BATCH_PREFIX_BYTES]),
         data: data.clone(),
         ..Entry::default()
     };
@@ -204,6 +203,29 @@ fn record_data_is_not_copied() {
         message.entries[0].data.as_ptr(),
         received.slice(place..).as_ptr()
     );
+}
+
+#[test]
+fn what_has_no_checksum_of_its_own_lies_in_the_head() {
+    let large = Bytes::from(vec![7; 1000]);
+    let small = Bytes::from(vec![7; COPIED_BYTES_MAX]);
+    let prefix = Bytes::from_static(&[0; BATCH_PREFIX_BYTES]);
+    let other = Bytes::from_static(&[2]);
+    for (entry_type, context, data) in [
+        (EntryType::EntryNormal, &other, &large),
+        (EntryType::EntryNormal, &prefix, &small),
+        (EntryType::EntryConfChangeV2, &prefix, &large),
+    ] {
+        let message = append_of(vec![Entry {
+            entry_type,
+            context: context.clone(),
+            data: data.clone(),
+            ..Entry::default()
+        }]);
+        let pieces = encode(&message).unwrap();
+        assert_eq!(pieces.len(), 1);
+        assert_eq!(decode(joined(&pieces)), Ok(message));
+    }
 }
 
 #[test]
