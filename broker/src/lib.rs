@@ -12,6 +12,7 @@ pub mod group;
 pub mod ids;
 pub mod jobs;
 pub mod offsets_log;
+pub mod peers;
 pub mod replication;
 pub mod server;
 pub mod shard;

@@ -8,6 +8,7 @@ pub mod group;
 pub mod log_storage;
 mod raft_logger;
 pub mod start_here;
+pub mod wire;
 
 /// The Raft id of a broker. Raft reserves 0, which is a legal broker id.
 pub fn raft_id(broker_id: i32) -> u64 {
