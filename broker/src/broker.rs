@@ -1,23 +1,38 @@
 //! A running broker: what the handlers of requests reach.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
-use tokio::sync::{OnceCell, watch};
+use bytes::Bytes;
+use tokio::sync::{Notify, watch};
+use uuid::Uuid;
 
 use crate::api::create_topics;
 use crate::api::fetch::session::FetchSessions;
 use crate::api::init_producer_id::ProducerIds;
+use crate::cluster::leaders::Leadership;
+use crate::cluster::{Cluster, ClusterAnswer, ClusterRequest};
 use crate::config::BrokerConfig;
 use crate::controller::Controller;
+use crate::controller::command::{self, Command, CommandAnswer};
 use crate::controller::decide::{GROUP_METADATA_TOPIC, NewTopic, Placement, Refusal};
+use crate::controller::image::BrokerInfo;
 use crate::group::service::GroupCoordinator;
 use crate::jobs::StatusRegistry;
 use crate::offsets_log::OffsetsLog;
 use crate::server::memory::MemoryBudget;
+use crate::shard::handle::PartitionHandle;
+use crate::shard::view::PartitionKey;
 use crate::topics::TopicRegistry;
 use streamgauge_protocol::error::ErrorCode;
+
+/// How long a broker waits until its image shows what the controller has done for it.
+const APPLY_PATIENCE: Duration = Duration::from_secs(5);
+
+/// Between two tries to make this broker known.
+const REGISTER_RETRY: Duration = Duration::from_millis(100);
 
 /// Where clients reach a broker.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -40,8 +55,10 @@ pub struct Broker {
     /// What each aggregation is doing.
     pub job_statuses: Arc<StatusRegistry>,
     pub stopping: watch::Receiver<bool>,
-    /// Set once this broker has taken up the work of the group coordinators.
-    pub coordinating: OnceCell<()>,
+    pub cluster: Arc<Cluster>,
+    /// The partitions of the offsets topic whose groups this broker coordinates, and the epoch in
+    /// which it leads them.
+    pub coordinating: Mutex<HashMap<i32, i32>>,
 }
 
 impl Broker {
@@ -60,26 +77,222 @@ impl Broker {
         drop(stopping.wait_for(|stop| *stop).await);
     }
 
-    /// Where new partitions may go.
+    /// Where new partitions may go: to the brokers that are there, racks taking turns.
     pub fn placement(&self) -> Placement {
+        let mut by_rack: BTreeMap<Option<String>, Vec<i32>> = BTreeMap::new();
+        let mut fenced = Vec::new();
+        self.controller.read(|image| {
+            for known in image.brokers() {
+                if self.cluster.is_alive(known.node_id) {
+                    let rack = by_rack.entry(known.rack.clone()).or_default();
+                    rack.push(known.node_id);
+                } else {
+                    fenced.push(known.node_id);
+                }
+            }
+        });
+        let deepest = by_rack.values().map(Vec::len).max().unwrap_or(0);
+        let brokers = (0..deepest)
+            .flat_map(|depth| by_rack.values().filter_map(move |rack| rack.get(depth)))
+            .copied()
+            .collect();
         Placement {
-            brokers: vec![self.id()],
+            brokers,
+            fenced,
             partitions_default: self.config.num_partitions,
             replication_factor_default: self.config.default_replication_factor,
         }
     }
 
-    /// Makes sure that groups have coordinators: their topic exists and its partitions' work has
-    /// been taken up. Nobody is sent to a coordinator before.
-    pub async fn coordinate_groups(self: &Arc<Self>) -> Result<(), Refusal> {
-        let taken_up = self.coordinating.get_or_try_init(|| async {
-            if self.topics.by_name(GROUP_METADATA_TOPIC).is_none() {
-                self.create_offsets_topic().await?;
+    /// Who leads a partition, its epoch and in-sync replicas, as far as this broker knows.
+    pub fn leadership(&self, topic_id: Uuid, index: i32) -> Option<Leadership> {
+        let key = PartitionKey { topic_id, index };
+        let here = self
+            .topics
+            .by_id(topic_id)
+            .and_then(|topic| topic.partition(index));
+        let told = self.cluster.told_leader(key);
+        let Some(view) = here.as_ref().map(PartitionHandle::view) else {
+            return told;
+        };
+        let (leader, leader_epoch) = (view.leader(), view.leader_epoch());
+        if leader == self.id() && !view.is_serving() {
+            // Elected, and yet to learn what is committed.
+            return None;
+        }
+        if leader < 0 {
+            // Who was told of may have gone; a newer epoch than this replica's has not.
+            return told.filter(|told| told.leader_epoch > leader_epoch);
+        }
+        let in_sync = match told {
+            _ if leader == self.id() => view.in_sync().as_ref().clone(),
+            Some(told) if told.leader == leader => told.in_sync,
+            _ => vec![leader],
+        };
+        Some(Leadership {
+            leader,
+            leader_epoch,
+            in_sync,
+        })
+    }
+
+    /// Where clients reach a broker.
+    pub fn endpoint_of(&self, broker: i32) -> Option<BrokerInfo> {
+        self.controller.read(|image| image.broker(broker).cloned())
+    }
+
+    /// The brokers that can be reached, for clients.
+    pub fn brokers_alive(&self) -> Vec<BrokerInfo> {
+        self.controller.read(|image| {
+            image
+                .brokers()
+                .filter(|known| self.cluster.is_alive(known.node_id))
+                .cloned()
+                .collect()
+        })
+    }
+
+    /// Has the controller do something, wherever it is, and waits until this broker's image shows it.
+    pub async fn command(self: &Arc<Self>, command: Command) -> Result<Option<i64>, Refusal> {
+        let answer = match self.controller.is_active() {
+            true => self.run_command(command).await,
+            false => {
+                let answer = self
+                    .ask_controller(&ClusterRequest::Command(command))
+                    .await?;
+                serde_json::from_slice(&answer).map_err(|error| {
+                    Refusal::new(ErrorCode::UnknownServerError, error.to_string())
+                })?
             }
-            self.lead_groups();
-            Ok(())
-        });
-        taken_up.await.map(|_| ())
+        };
+        answer.into_result()
+    }
+
+    /// Sends a request to the controller; what it did is in the image when this returns.
+    pub async fn ask_controller(&self, request: &ClusterRequest) -> Result<Bytes, Refusal> {
+        let not_there = |message: String| Refusal::new(ErrorCode::NotController, message);
+        let leader = self.controller.leader();
+        if leader < 0 || leader == self.id() {
+            return Err(not_there("the cluster has no controller; ask again".into()));
+        }
+        let time_max =
+            Duration::from_millis(u64::from(self.config.request_timeout_ms.unsigned_abs()));
+        let answer = self
+            .cluster
+            .ask(leader, request, time_max)
+            .await
+            .map_err(|error| not_there(error.to_string()))?;
+        let answer = ClusterAnswer::decode(answer)
+            .ok_or_else(|| not_there("the controller is changing; ask again".into()))?;
+        let applied = self.controller.wait_applied(answer.metadata_offset);
+        // A broker that lags that much answers all the same.
+        let _ = tokio::time::timeout(APPLY_PATIENCE, applied).await;
+        Ok(answer.payload)
+    }
+
+    /// Runs a command on the controller, which this broker is.
+    pub async fn run_command(self: &Arc<Self>, command: Command) -> CommandAnswer {
+        if let Command::CreateTopic(new) = command {
+            return match create_topics::create_here(self, vec![new], false)
+                .await
+                .pop()
+            {
+                Some((_, Err(refusal))) => CommandAnswer::refused(refusal),
+                _ => CommandAnswer::Done,
+            };
+        }
+        let decided = self
+            .controller
+            .write(move |image| command::decide(image, command))
+            .await;
+        decided.unwrap_or_else(CommandAnswer::refused)
+    }
+
+    /// Makes this broker known, and goes on trying until it is. A cluster refuses one that comes with
+    /// another's node id.
+    pub async fn register(self: &Arc<Self>, directory_id: Uuid) -> Result<(), Refusal> {
+        let info = BrokerInfo {
+            node_id: self.id(),
+            directory_id,
+            host: self.endpoint.host.clone(),
+            port: self.endpoint.port,
+            rack: self.config.broker_rack.clone(),
+        };
+        loop {
+            let command = Command::RegisterBroker(info.clone());
+            match self.command(command).await {
+                Ok(_) => return Ok(()),
+                Err(refusal) if refusal.code == ErrorCode::DuplicateBrokerRegistration => {
+                    return Err(refusal);
+                }
+                Err(refusal) => tracing::debug!(%refusal, "not registered yet"),
+            }
+            tokio::select! {
+                () = tokio::time::sleep(REGISTER_RETRY) => {}
+                () = self.stopping() => return Ok(()),
+            }
+        }
+    }
+
+    /// Makes sure that groups have coordinators: their topic exists. Who leads its partitions takes
+    /// up their work by itself.
+    pub async fn coordinate_groups(self: &Arc<Self>) -> Result<(), Refusal> {
+        if self.topics.by_name(GROUP_METADATA_TOPIC).is_none() {
+            self.create_offsets_topic().await?;
+        }
+        self.follow_offsets_topic();
+        Ok(())
+    }
+
+    /// Takes up the work of the coordinators whose partitions are led here, and lays it down where
+    /// they are no longer.
+    pub fn follow_offsets_topic(&self) {
+        let Some(topic) = self.topics.by_name(GROUP_METADATA_TOPIC) else {
+            return;
+        };
+        let mut led = self
+            .coordinating
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        for partition in topic.handles() {
+            let view = partition.view();
+            let index = view.key().index;
+            let epoch = view.is_serving().then(|| view.leader_epoch());
+            match (led.get(&index).copied(), epoch) {
+                (before, Some(epoch)) if before != Some(epoch) => {
+                    if before.is_some() {
+                        self.groups.resign(index);
+                    }
+                    let log = OffsetsLog::new(partition.clone());
+                    self.groups.become_leader(index, Arc::new(log));
+                    led.insert(index, epoch);
+                }
+                (Some(_), None) => {
+                    self.groups.resign(index);
+                    led.remove(&index);
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// Runs until the broker stops: see [`Self::follow_offsets_topic`].
+    pub async fn follow_leadership(self: Arc<Self>) {
+        let changed = Arc::new(Notify::new());
+        let mut metadata = self.controller.changes();
+        loop {
+            if let Some(topic) = self.topics.by_name(GROUP_METADATA_TOPIC) {
+                for partition in topic.handles() {
+                    partition.view().wake(&changed);
+                }
+            }
+            self.follow_offsets_topic();
+            tokio::select! {
+                () = changed.notified() => {}
+                _ = metadata.changed() => {}
+                () = self.stopping() => return,
+            }
+        }
     }
 
     /// Makes the topic of the group coordinators, with Kafka's settings for it.
@@ -88,8 +301,10 @@ impl Broker {
         let new = NewTopic {
             name: GROUP_METADATA_TOPIC.to_owned(),
             partitions: config.offsets_topic_num_partitions,
-            // As many as there are brokers, up to what is configured.
-            replication_factor: config.offsets_topic_replication_factor.min(1),
+            // As many as the cluster has brokers, up to what is configured.
+            replication_factor: config
+                .offsets_topic_replication_factor
+                .min(i16::try_from(config.voters().len()).unwrap_or(i16::MAX)),
             assignments: Vec::new(),
             configs: BTreeMap::from([
                 ("cleanup.policy".into(), "compact".into()),
@@ -101,28 +316,9 @@ impl Broker {
             ]),
             internal: true,
         };
-        let outcome = create_topics::create(self, vec![new], false)
-            .await
-            .into_iter()
-            .next();
-        match outcome {
-            Some((_, Err(refusal))) if refusal.code != ErrorCode::TopicAlreadyExists => {
-                Err(refusal)
-            }
+        match self.command(Command::CreateTopic(new)).await {
+            Err(refusal) if refusal.code != ErrorCode::TopicAlreadyExists => Err(refusal),
             _ => Ok(()),
-        }
-    }
-
-    /// Takes up the work of the coordinators whose partitions are led here.
-    fn lead_groups(&self) {
-        let Some(topic) = self.topics.by_name(GROUP_METADATA_TOPIC) else {
-            return;
-        };
-        for (index, partition) in (0..).zip(topic.partitions().iter()) {
-            if let Some(partition) = partition {
-                let log = OffsetsLog::new(partition.clone());
-                self.groups.become_leader(index, Arc::new(log));
-            }
         }
     }
 }

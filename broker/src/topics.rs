@@ -11,13 +11,24 @@ use crate::config::topic::TopicConfig;
 use crate::controller::decide::is_internal;
 use crate::shard::handle::PartitionHandle;
 
+/// Where a partition is.
+#[derive(Clone)]
+pub enum Slot {
+    /// This broker has a replica.
+    Here(PartitionHandle),
+    /// Its replicas are on other brokers.
+    Elsewhere,
+    /// A replica should be here and could not be opened.
+    Offline,
+}
+
 /// A topic with the handles of its partitions.
 pub struct TopicHandle {
     pub name: Arc<str>,
     pub topic_id: Uuid,
     config: ArcSwap<TopicConfig>,
-    /// By index; `None` where the partition could not be opened.
-    partitions: ArcSwap<Vec<Option<PartitionHandle>>>,
+    /// By index.
+    partitions: ArcSwap<Vec<Slot>>,
 }
 
 impl TopicHandle {
@@ -25,7 +36,7 @@ impl TopicHandle {
         name: Arc<str>,
         topic_id: Uuid,
         config: Arc<TopicConfig>,
-        partitions: Vec<Option<PartitionHandle>>,
+        partitions: Vec<Slot>,
     ) -> Self {
         Self {
             name,
@@ -47,29 +58,42 @@ impl TopicHandle {
         i32::try_from(self.partitions.load().len()).unwrap_or(i32::MAX)
     }
 
-    /// The partition with that index, if it exists and is open.
-    pub fn partition(&self, index: i32) -> Option<PartitionHandle> {
+    fn slot(&self, index: i32) -> Option<Slot> {
         let at = usize::try_from(index).ok()?;
-        self.partitions.load().get(at).cloned().flatten()
+        self.partitions.load().get(at).cloned()
+    }
+
+    /// The partition with that index, if a replica of it is here and open.
+    pub fn partition(&self, index: i32) -> Option<PartitionHandle> {
+        match self.slot(index)? {
+            Slot::Here(partition) => Some(partition),
+            Slot::Elsewhere | Slot::Offline => None,
+        }
     }
 
     /// The partition with that index, or the error that a client is told.
     pub fn open_partition(&self, index: i32) -> Result<PartitionHandle, ErrorCode> {
-        match self.partition(index) {
-            Some(partition) => Ok(partition),
-            // It is there, but its log could not be opened.
-            None if index >= 0 && index < self.partition_count() => {
-                Err(ErrorCode::KafkaStorageError)
-            }
+        match self.slot(index) {
+            Some(Slot::Here(partition)) => Ok(partition),
+            Some(Slot::Elsewhere) => Err(ErrorCode::NotLeaderOrFollower),
+            Some(Slot::Offline) => Err(ErrorCode::KafkaStorageError),
             None => Err(ErrorCode::UnknownTopicOrPartition),
         }
     }
 
-    pub fn partitions(&self) -> Arc<Vec<Option<PartitionHandle>>> {
-        self.partitions.load_full()
+    /// The partitions that have a replica here.
+    pub fn handles(&self) -> Vec<PartitionHandle> {
+        self.partitions
+            .load()
+            .iter()
+            .filter_map(|slot| match slot {
+                Slot::Here(partition) => Some(partition.clone()),
+                Slot::Elsewhere | Slot::Offline => None,
+            })
+            .collect()
     }
 
-    pub fn add_partitions(&self, added: Vec<Option<PartitionHandle>>) {
+    pub fn add_partitions(&self, added: Vec<Slot>) {
         let mut all = self.partitions.load().as_ref().clone();
         all.extend(added);
         self.partitions.store(Arc::new(all));
@@ -77,7 +101,7 @@ impl TopicHandle {
 
     pub fn configure(&self, config: Arc<TopicConfig>) {
         self.config.store(Arc::clone(&config));
-        for partition in self.partitions.load().iter().flatten() {
+        for partition in self.handles() {
             partition.configure(Arc::clone(&config));
         }
     }

@@ -378,6 +378,10 @@ impl World {
             97 if self.random.one_in(3 * self.nodes.len() as u64) => self.close(node),
             98 if self.random.one_in(4) => self.transfer(number, node),
             99 if self.random.one_in(4) => self.cut_or_mend_links(),
+            99 if self.random.one_in(3) => {
+                let lost = self.random.below(self.nodes.len() as u64) as i32;
+                self.handle(node, Event::Disconnected { broker: lost });
+            }
             _ => {}
         }
         if !self.is_alone() {

@@ -5,9 +5,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use streamgauge_protocol::error::ErrorCode;
 use streamgauge_protocol::messages::protocol::StrBytes;
+use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::Context;
@@ -20,10 +22,15 @@ use super::kafka::describe_configs_request::{DescribeConfigsRequest, DescribeCon
 use super::kafka::{CreateTopicsRequest, TopicName};
 use crate::broker::Broker;
 use crate::config::{AGGREGATION, BrokerLayers, TopicConfig};
+use crate::controller::command::Command;
 use crate::controller::decide::{NewTopic, Refusal, create_topic};
 use crate::controller::image::{Image, Topic};
 use crate::controller::record::MetadataRecord;
 use crate::jobs::check_aggregation;
+
+/// How long the creation of a topic waits until its partitions are led, and how often it looks.
+const LEADER_PATIENCE: Duration = Duration::from_secs(5);
+const LEADER_LOOK_INTERVAL: Duration = Duration::from_millis(5);
 
 /// What was decided about one topic: the topic as it will be.
 type Decided = Result<Arc<Topic>, Refusal>;
@@ -50,7 +57,7 @@ pub async fn handle(context: Context, request: CreateTopicsRequest) -> CreateTop
         }
         wanted.push(new_topic(topic));
     }
-    let decided = create(broker, wanted, request.validate_only).await;
+    let decided = create_here(broker, wanted, request.validate_only).await;
     for (name, decided) in decided {
         let name = super::metadata::topic_name(&name);
         let answer = match decided {
@@ -84,8 +91,9 @@ fn new_topic(topic: CreatableTopic) -> NewTopic {
     }
 }
 
-/// Creates topics: all that can be, each with its own outcome.
-pub async fn create(
+/// Creates topics on the controller, which this broker is: all that can be, each with its own
+/// outcome. Waits until they have leaders.
+pub async fn create_here(
     broker: &Arc<Broker>,
     wanted: Vec<NewTopic>,
     validate_only: bool,
@@ -97,11 +105,31 @@ pub async fn create(
         .write(move |image| decide(&for_decision, image, wanted, validate_only))
         .await;
     match decided {
-        Ok(decided) => decided,
+        Ok(decided) => {
+            if !validate_only {
+                for topic in decided
+                    .iter()
+                    .filter_map(|(_, decided)| decided.as_ref().ok())
+                {
+                    await_leaders(broker, topic).await;
+                }
+            }
+            decided
+        }
         Err(refusal) => names
             .into_iter()
             .map(|name| (name, Err(refusal.clone())))
             .collect(),
+    }
+}
+
+/// Waits until the partitions of a topic are led, so that its creator need not ask twice.
+async fn await_leaders(broker: &Broker, topic: &Topic) {
+    let deadline = Instant::now() + LEADER_PATIENCE;
+    for index in 0..i32::try_from(topic.partitions.len()).unwrap_or(i32::MAX) {
+        while broker.leadership(topic.topic_id, index).is_none() && Instant::now() < deadline {
+            tokio::time::sleep(LEADER_LOOK_INTERVAL).await;
+        }
     }
 }
 
@@ -168,12 +196,11 @@ pub async fn auto_create(broker: &Arc<Broker>, name: &str) -> Result<Arc<Topic>,
             configs: BTreeMap::new(),
             internal: false,
         };
-        let outcome = create(broker, vec![new], false).await.into_iter().next();
-        match outcome {
+        match broker.command(Command::CreateTopic(new)).await {
             // Somebody else was faster.
-            Some((_, Err(refusal))) if refusal.code == ErrorCode::TopicAlreadyExists => {}
-            Some((_, Err(refusal))) => return Err(refusal),
-            _ => {}
+            Err(refusal) if refusal.code == ErrorCode::TopicAlreadyExists => {}
+            Err(refusal) => return Err(refusal),
+            Ok(_) => {}
         }
     }
     broker

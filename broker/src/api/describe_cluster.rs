@@ -27,6 +27,13 @@ pub async fn handle(context: Context, request: DescribeClusterRequest) -> Descri
     let cluster_id = broker
         .controller
         .read(|image| image.cluster_id().to_owned());
+    let brokers = broker.brokers_alive().into_iter().map(|known| {
+        DescribeClusterBroker::default()
+            .with_broker_id(BrokerId(known.node_id))
+            .with_host(StrBytes::from_string(known.host))
+            .with_port(i32::from(known.port))
+            .with_rack(known.rack.map(StrBytes::from_string))
+    });
     let operations = match request.include_cluster_authorized_operations {
         true => CLUSTER_OPERATIONS,
         false => OPERATIONS_NOT_ASKED,
@@ -34,13 +41,7 @@ pub async fn handle(context: Context, request: DescribeClusterRequest) -> Descri
     DescribeClusterResponse::default()
         .with_endpoint_type(ENDPOINT_TYPE_BROKERS)
         .with_cluster_id(StrBytes::from_string(cluster_id))
-        .with_controller_id(BrokerId(broker.id()))
-        .with_brokers(vec![
-            DescribeClusterBroker::default()
-                .with_broker_id(BrokerId(broker.id()))
-                .with_host(StrBytes::from_string(broker.endpoint.host.clone()))
-                .with_port(i32::from(broker.endpoint.port))
-                .with_rack(broker.config.broker_rack.clone().map(StrBytes::from_string)),
-        ])
+        .with_controller_id(BrokerId(broker.controller.leader()))
+        .with_brokers(brokers.collect())
         .with_cluster_authorized_operations(operations)
 }

@@ -20,19 +20,17 @@ pub async fn handle(context: Context, request: DescribeLogDirsRequest) -> Descri
                 .flat_map(|topic| topic.partitions.iter().copied())
                 .collect::<Vec<i32>>()
         });
-        let partitions: Vec<_> = (0..)
-            .zip(handle.partitions().iter())
+        let partitions: Vec<_> = handle
+            .handles()
+            .iter()
+            .map(|partition| (partition.view().key().index, partition))
             .filter(|(index, _)| wanted.as_ref().is_none_or(|wanted| wanted.contains(index)))
-            .filter_map(|(index, partition)| {
-                let reader = partition.as_ref()?.view().reader();
-                Some(
-                    DescribeLogDirsPartition::default()
-                        .with_partition_index(index)
-                        .with_partition_size(
-                            i64::try_from(reader.size_in_bytes()).unwrap_or(i64::MAX),
-                        )
-                        .with_offset_lag(0),
-                )
+            .map(|(index, partition)| {
+                let reader = partition.view().reader();
+                DescribeLogDirsPartition::default()
+                    .with_partition_index(index)
+                    .with_partition_size(i64::try_from(reader.size_in_bytes()).unwrap_or(i64::MAX))
+                    .with_offset_lag(0)
             })
             .collect();
         if !partitions.is_empty() {

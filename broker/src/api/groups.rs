@@ -30,12 +30,15 @@ pub async fn find_coordinator(
         tracing::warn!(%refusal, "the offsets topic could not be created");
     }
     find::handle(context.version, &request, |group| {
-        let topic = broker.topics.by_name(GROUP_METADATA_TOPIC)?;
-        topic.partition(broker.groups.partition_for(group))?;
+        let topic = broker
+            .controller
+            .read(|image| image.topic(GROUP_METADATA_TOPIC).cloned())?;
+        let led = broker.leadership(topic.topic_id, broker.groups.partition_for(group))?;
+        let leader = broker.endpoint_of(led.leader)?;
         Some(find::BrokerAddress {
-            node_id: broker.id(),
-            host: broker.endpoint.host.clone(),
-            port: broker.endpoint.port,
+            node_id: leader.node_id,
+            host: leader.host,
+            port: leader.port,
         })
     })
 }

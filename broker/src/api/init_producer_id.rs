@@ -3,14 +3,14 @@
 //! Without a transactional id every call gives a new producer id at epoch 0, as in Kafka; the ids
 //! come from blocks that the controller logs.
 
-use std::sync::Mutex;
-use std::sync::PoisonError;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use streamgauge_protocol::error::ErrorCode;
 
 use super::Context;
 use super::kafka::{InitProducerIdRequest, InitProducerIdResponse, ProducerId};
-use crate::controller::Controller;
+use crate::broker::Broker;
+use crate::controller::command::Command;
 use crate::controller::decide::Refusal;
 
 /// Ids taken from the controller at once (`ProducerIdsBlock.PRODUCER_ID_BLOCK_SIZE`).
@@ -28,12 +28,7 @@ pub async fn handle(context: Context, request: InitProducerIdRequest) -> InitPro
         tracing::debug!(transactional_id = %id.0, "refused a transactional producer");
         return failed(ErrorCode::InvalidRequest);
     }
-    match context
-        .broker
-        .producer_ids
-        .next(&context.broker.controller)
-        .await
-    {
+    match context.broker.producer_ids.next(&context.broker).await {
         Ok(id) => InitProducerIdResponse::default()
             .with_producer_id(ProducerId(id))
             .with_producer_epoch(0),
@@ -52,11 +47,17 @@ pub struct ProducerIds {
 }
 
 impl ProducerIds {
-    pub async fn next(&self, controller: &Controller) -> Result<i64, Refusal> {
+    pub async fn next(&self, broker: &Arc<Broker>) -> Result<i64, Refusal> {
         if let Some(id) = self.take() {
             return Ok(id);
         }
-        let first = controller.allocate_producer_ids(BLOCK_SIZE).await?;
+        let command = Command::AllocateProducerIds { count: BLOCK_SIZE };
+        let Some(first) = broker.command(command).await? else {
+            return Err(Refusal::new(
+                ErrorCode::UnknownServerError,
+                "the controller gave no producer ids",
+            ));
+        };
         let mut block = self.block.lock().unwrap_or_else(PoisonError::into_inner);
         // A block that somebody else has fetched meanwhile is left where it is; a few ids go
         // unused.

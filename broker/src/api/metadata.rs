@@ -67,9 +67,9 @@ pub async fn handle(context: Context, request: MetadataRequest) -> MetadataRespo
         .controller
         .read(|image| image.cluster_id().to_owned());
     MetadataResponse::default()
-        .with_brokers(vec![this_broker(broker)])
+        .with_brokers(brokers(broker))
         .with_cluster_id(Some(StrBytes::from_string(cluster_id)))
-        .with_controller_id(BrokerId(broker.id()))
+        .with_controller_id(BrokerId(broker.controller.leader()))
         .with_topics(topics)
         .with_cluster_authorized_operations(if include_cluster {
             CLUSTER_OPERATIONS
@@ -78,12 +78,15 @@ pub async fn handle(context: Context, request: MetadataRequest) -> MetadataRespo
         })
 }
 
-fn this_broker(broker: &Broker) -> MetadataResponseBroker {
-    MetadataResponseBroker::default()
-        .with_node_id(BrokerId(broker.id()))
-        .with_host(StrBytes::from_string(broker.endpoint.host.clone()))
-        .with_port(i32::from(broker.endpoint.port))
-        .with_rack(broker.config.broker_rack.clone().map(StrBytes::from_string))
+fn brokers(broker: &Broker) -> Vec<MetadataResponseBroker> {
+    let alive = broker.brokers_alive().into_iter().map(|known| {
+        MetadataResponseBroker::default()
+            .with_node_id(BrokerId(known.node_id))
+            .with_host(StrBytes::from_string(known.host))
+            .with_port(i32::from(known.port))
+            .with_rack(known.rack.map(StrBytes::from_string))
+    });
+    alive.collect()
 }
 
 async fn named_topics(context: &Context, request: &MetadataRequest) -> Vec<MetadataResponseTopic> {
@@ -149,25 +152,29 @@ async fn absent_topics(
 
 /// What clients are told about a topic.
 pub fn describe(broker: &Broker, topic: &Arc<Topic>) -> MetadataResponseTopic {
-    let handle = broker.topics.by_id(topic.topic_id);
     let partitions = (0..)
         .zip(&topic.partitions)
         .map(|(index, replicas)| {
-            let open = handle.as_ref().and_then(|handle| handle.partition(index));
             let brokers: Vec<BrokerId> = replicas.iter().copied().map(BrokerId).collect();
+            let offline: Vec<BrokerId> = replicas
+                .iter()
+                .filter(|replica| !broker.cluster.is_alive(**replica))
+                .copied()
+                .map(BrokerId)
+                .collect();
             let answer = MetadataResponsePartition::default()
                 .with_partition_index(index)
-                .with_replica_nodes(brokers.clone());
-            match open {
-                Some(partition) => answer
-                    .with_leader_id(BrokerId(broker.id()))
-                    .with_leader_epoch(partition.view().leader_epoch())
-                    .with_isr_nodes(brokers),
-                None => answer
+                .with_replica_nodes(brokers)
+                .with_offline_replicas(offline);
+            match broker.leadership(topic.topic_id, index) {
+                Some(led) if broker.cluster.is_alive(led.leader) => answer
+                    .with_leader_id(BrokerId(led.leader))
+                    .with_leader_epoch(led.leader_epoch)
+                    .with_isr_nodes(led.in_sync.into_iter().map(BrokerId).collect()),
+                _ => answer
                     .with_error_code(ErrorCode::LeaderNotAvailable.code())
                     .with_leader_id(BrokerId(-1))
-                    .with_leader_epoch(-1)
-                    .with_offline_replicas(brokers),
+                    .with_leader_epoch(-1),
             }
         })
         .collect();

@@ -45,6 +45,7 @@ use streamgauge_protocol::messages::protocol::{Decodable, Encodable, HeaderVersi
 use streamgauge_protocol::versions::Api;
 
 use crate::broker::Broker;
+use crate::cluster::ClusterRequest;
 use crate::server::connection::Peer;
 
 /// Why a request ends its connection. Kafka closes it too: what the client sent cannot be answered
@@ -97,8 +98,58 @@ pub fn is_produce(frame: &Bytes) -> bool {
     frame::peek_api(frame).is_ok_and(|(api_key, _)| api_key == ApiKey::Produce as i16)
 }
 
-/// Starts a request. A produce request has reached its partitions when this returns.
+/// Starts a request. A produce request has reached its partitions when this returns; one that changes
+/// the metadata is handed to the controller if that is another broker (as with KIP-590).
 pub fn handle(broker: &Arc<Broker>, peer: &Peer, frame: Bytes) -> Result<Handling, RequestError> {
+    let is_for_controller = frame::peek_api(&frame).is_ok_and(|(key, version)| {
+        ApiKey::try_from(key).is_ok_and(is_controllers)
+            && streamgauge_protocol::versions::is_served(key, version)
+    });
+    if is_for_controller && !broker.controller.is_active() {
+        return Ok(hand_on(broker, peer, frame));
+    }
+    handle_here(broker, peer, frame)
+}
+
+/// The requests that the controller alone decides.
+fn is_controllers(key: ApiKey) -> bool {
+    matches!(
+        key,
+        ApiKey::CreateTopics
+            | ApiKey::DeleteTopics
+            | ApiKey::CreatePartitions
+            | ApiKey::AlterConfigs
+            | ApiKey::IncrementalAlterConfigs
+    )
+}
+
+fn hand_on(broker: &Arc<Broker>, peer: &Peer, frame: Bytes) -> Handling {
+    let (broker, peer) = (Arc::clone(broker), peer.clone());
+    let answer = async move {
+        let request = ClusterRequest::Kafka(frame.clone());
+        match broker.ask_controller(&request).await {
+            Ok(answer) => Ok(Answer {
+                pieces: vec![answer],
+                close_after: false,
+            }),
+            // Here it is refused in the form that the client expects: there is no controller.
+            Err(refusal) => {
+                tracing::debug!(%refusal, "a request did not reach the controller");
+                handle_here(&broker, &peer, frame)?.answer.await
+            }
+        }
+    };
+    Handling {
+        answer: Box::pin(answer),
+    }
+}
+
+/// As [`handle`], and whatever this broker is asked it decides itself.
+pub fn handle_here(
+    broker: &Arc<Broker>,
+    peer: &Peer,
+    frame: Bytes,
+) -> Result<Handling, RequestError> {
     let mut body = frame;
     let (header, api) = frame::take_request_header(&mut body)?;
     let version = header.api_version;

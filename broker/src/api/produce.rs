@@ -253,32 +253,35 @@ async fn collect(context: &Context, topics: Vec<SentTopic>) -> ProduceResponse {
 /// Tells where the leaders are of partitions that this request was wrong about.
 fn hint_leaders(context: &Context, response: &mut ProduceResponse) {
     let broker = &context.broker;
+    let mut leaders = std::collections::BTreeMap::new();
     for topic in &mut response.responses {
         let handle = match context.version >= TOPIC_ID_VERSION {
             true => broker.topics.by_id(topic.topic_id),
             false => broker.topics.by_name(&topic.name),
         };
         for partition in &mut topic.partition_responses {
-            let known = handle
-                .as_ref()
-                .and_then(|handle| handle.partition(partition.index));
             if partition.error_code == ErrorCode::NotLeaderOrFollower.code()
-                && let Some(known) = known
-                && known.view().is_serving()
+                && let Some(handle) = &handle
+                && let Some(led) = broker.leadership(handle.topic_id, partition.index)
+                && let Some(leader) = broker.endpoint_of(led.leader)
             {
                 partition.current_leader = LeaderIdAndEpoch::default()
-                    .with_leader_id(BrokerId(broker.id()))
-                    .with_leader_epoch(known.view().leader_epoch());
+                    .with_leader_id(BrokerId(led.leader))
+                    .with_leader_epoch(led.leader_epoch);
+                leaders.insert(led.leader, leader);
             }
         }
     }
-    response.node_endpoints = vec![
-        NodeEndpoint::default()
-            .with_node_id(BrokerId(broker.id()))
-            .with_host(StrBytes::from_string(broker.endpoint.host.clone()))
-            .with_port(i32::from(broker.endpoint.port))
-            .with_rack(broker.config.broker_rack.clone().map(StrBytes::from_string)),
-    ];
+    response.node_endpoints = leaders
+        .into_values()
+        .map(|leader| {
+            NodeEndpoint::default()
+                .with_node_id(BrokerId(leader.node_id))
+                .with_host(StrBytes::from_string(leader.host))
+                .with_port(i32::from(leader.port))
+                .with_rack(leader.rack.map(StrBytes::from_string))
+        })
+        .collect();
 }
 
 fn succeeded(answer: PartitionProduceResponse, appended: &Appended) -> PartitionProduceResponse {

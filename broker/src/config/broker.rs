@@ -19,6 +19,8 @@ pub struct BrokerConfig {
     /// One for each of `listeners` that clients may use, by name.
     pub advertised_listeners: Vec<Listener>,
     pub log_dirs: Vec<PathBuf>,
+    /// Host and port for broker-to-broker traffic, by node id; empty for a broker alone.
+    pub controller_quorum_voters: BTreeMap<i32, String>,
 
     pub num_partitions: i32,
     pub default_replication_factor: i16,
@@ -97,6 +99,14 @@ pub enum LogFormat {
 }
 
 impl BrokerConfig {
+    /// The brokers that keep the metadata log.
+    pub fn voters(&self) -> Vec<i32> {
+        match self.controller_quorum_voters.is_empty() {
+            true => vec![self.node_id],
+            false => self.controller_quorum_voters.keys().copied().collect(),
+        }
+    }
+
     /// Gives the settings their types and checks what one definition alone cannot.
     pub(super) fn from_settings(
         settings: StaticSettings,
@@ -117,6 +127,7 @@ impl BrokerConfig {
             listeners,
             advertised_listeners,
             log_dirs: read.log_dirs(),
+            controller_quorum_voters: read.voters(),
             num_partitions: read.number("num.partitions"),
             default_replication_factor: read.replication_factor("default.replication.factor"),
             auto_create_topics_enable: read.bool("auto.create.topics.enable"),
@@ -318,6 +329,42 @@ impl Reader<'_> {
             }
         }
         listeners
+    }
+
+    /// Kafka's form: `1@host:port,2@host:port`.
+    fn voters(&mut self) -> BTreeMap<i32, String> {
+        let name = "controller.quorum.voters";
+        if self.settings.get(name).is_none() {
+            return BTreeMap::new();
+        }
+        let mut voters = BTreeMap::new();
+        for element in self.list(name) {
+            let parsed = element.split_once('@').and_then(|(id, address)| {
+                let id: i32 = id.trim().parse().ok().filter(|id| *id >= 0)?;
+                let (host, port) = address.rsplit_once(':')?;
+                let port: u16 = port.parse().ok().filter(|port| *port > 0)?;
+                (!host.is_empty()).then(|| (id, format!("{host}:{port}")))
+            });
+            match parsed {
+                Some((id, address)) => {
+                    if voters.insert(id, address).is_some() {
+                        self.conflict(Some(name), format!("{name} names broker {id} twice"));
+                    }
+                }
+                None => self.conflict(
+                    Some(name),
+                    format!("{name} holds {element:?}: expected id@host:port"),
+                ),
+            }
+        }
+        let node_id: i32 = self.number("node.id");
+        if !voters.is_empty() && !voters.contains_key(&node_id) {
+            self.conflict(
+                Some(name),
+                format!("{name} does not name this broker, whose node.id is {node_id}"),
+            );
+        }
+        voters
     }
 
     fn advertised(&mut self, listeners: &[Listener], hostname: &str) -> Vec<Listener> {

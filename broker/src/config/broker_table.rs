@@ -43,6 +43,9 @@ pub static BROKER_DEFINITIONS: &[Definition] = &[
         "Default of the topic setting of this name."),
     setting("compression.zstd.level", Int, "3", Between(-131_072, 22), "Default of the topic setting of this name."),
     setting("connections.max.idle.ms", Long, "600000", AtLeast(1), "A connection idle for so long is closed."),
+    unset("controller.quorum.voters", List, NotEmpty,
+        "The brokers that keep the cluster's metadata, as id@host:port, this one among them and the same on each. \
+         At that port brokers talk to each other. Without it, a broker is a cluster of its own."),
     setting("default.replication.factor", Int, "1", AtLeast(1), "Replicas of a topic that is created without saying how many."),
     setting("delete.topic.enable", Boolean, "true", Any, "Whether topics can be deleted."),
     setting("fetch.max.bytes", Int, "57671680", AtLeast(1_024), "The most that one fetch response holds, but for a first batch that is larger."),

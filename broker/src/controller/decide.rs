@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 
+use serde::{Deserialize, Serialize};
 use streamgauge_protocol::error::ErrorCode;
 use uuid::Uuid;
 
@@ -49,7 +50,7 @@ impl Refusal {
 }
 
 /// A topic that someone wants.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NewTopic {
     pub name: String,
     /// Number of partitions; -1 asks for the broker's default (KIP-464).
@@ -66,8 +67,10 @@ pub struct NewTopic {
 /// What the decisions need to know of the broker.
 #[derive(Debug, Clone)]
 pub struct Placement {
-    /// Brokers that can take replicas.
+    /// Brokers that can take replicas and are there.
     pub brokers: Vec<i32>,
+    /// Brokers that can take replicas and are not there now; they come last, as in Kafka.
+    pub fenced: Vec<i32>,
     pub partitions_default: i32,
     pub replication_factor_default: i16,
 }
@@ -187,7 +190,7 @@ fn assign_replicas(
             "Replication factor must be larger than 0, or -1 to use the default value.",
         ));
     }
-    let brokers = placement.brokers.len();
+    let brokers = placement.brokers.len() + placement.fenced.len();
     if usize::from(factor.unsigned_abs()) > brokers {
         return Err(Refusal::new(
             ErrorCode::InvalidReplicationFactor,
@@ -197,19 +200,28 @@ fn assign_replicas(
             ),
         ));
     }
-    let replicas = |partition: usize| {
-        (0..usize::from(factor.unsigned_abs()))
-            .filter_map(|replica| {
-                placement
-                    .brokers
-                    .get((first + partition + replica) % brokers)
-                    .copied()
-            })
-            .collect()
-    };
+    let factor = usize::from(factor.unsigned_abs());
     Ok((0..partitions.unsigned_abs() as usize)
-        .map(replicas)
+        .map(|partition| placement.replicas(first + partition, factor))
         .collect())
+}
+
+impl Placement {
+    /// `count` brokers, beginning with another one for each `first`.
+    fn replicas(&self, first: usize, count: usize) -> Vec<i32> {
+        let turned = |brokers: &[i32]| {
+            let (before, after) = brokers.split_at(first % brokers.len().max(1));
+            [after, before].concat()
+        };
+        let mut replicas = turned(&self.brokers);
+        replicas.extend(turned(&self.fenced));
+        replicas.truncate(count);
+        replicas
+    }
+
+    fn knows(&self, broker: i32) -> bool {
+        self.brokers.contains(&broker) || self.fenced.contains(&broker)
+    }
 }
 
 fn check_assignments(placement: &Placement, new: &NewTopic) -> Result<Vec<Vec<i32>>, Refusal> {
@@ -272,7 +284,7 @@ fn check_replicas(placement: &Placement, replicas: &[i32]) -> Result<(), Refusal
         return refuse("The manual partition assignment includes an empty replica list.".into());
     }
     for (position, replica) in replicas.iter().enumerate() {
-        if !placement.brokers.contains(replica) {
+        if !placement.knows(*replica) {
             return refuse(format!(
                 "The manual partition assignment includes broker {replica}, but no such broker is registered."
             ));
@@ -312,17 +324,9 @@ pub fn create_partitions(
     let added = (count - present).unsigned_abs() as usize;
     let partitions = match assignments {
         None => {
-            let brokers = placement.brokers.len().max(1);
             let factor = topic.partitions.first().map_or(1, Vec::len);
             (0..added)
-                .map(|partition| {
-                    (0..factor)
-                        .filter_map(|replica| {
-                            let at = topic.partitions.len() + partition + replica;
-                            placement.brokers.get(at % brokers).copied()
-                        })
-                        .collect()
-                })
+                .map(|partition| placement.replicas(topic.partitions.len() + partition, factor))
                 .collect()
         }
         Some(given) => {
@@ -355,6 +359,7 @@ mod tests {
     fn placement() -> Placement {
         Placement {
             brokers: vec![1],
+            fenced: Vec::new(),
             partitions_default: 3,
             replication_factor_default: 1,
         }

@@ -5,10 +5,12 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::record::MetadataRecord;
 use crate::config::{ConfigImage, ConfigMap};
+use crate::ids::base64;
 
 /// A topic as the metadata log declares it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -23,12 +25,27 @@ pub struct Topic {
     pub aggregation_producer_id: Option<i64>,
 }
 
+/// A broker as it registered.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BrokerInfo {
+    pub node_id: i32,
+    /// Of its data directory: tells a broker that comes back from one with an empty disk.
+    #[serde(with = "base64")]
+    pub directory_id: Uuid,
+    /// Where clients reach it.
+    pub host: String,
+    pub port: u16,
+    #[serde(default)]
+    pub rack: Option<String>,
+}
+
 /// The state that the metadata log makes.
 #[derive(Debug, Clone, Default)]
 pub struct Image {
     cluster_id: String,
     topics: BTreeMap<String, Arc<Topic>>,
     names: HashMap<Uuid, String>,
+    brokers: BTreeMap<i32, BrokerInfo>,
     broker_configs: BTreeMap<Option<i32>, BTreeMap<String, String>>,
     next_producer_id: i64,
 }
@@ -38,6 +55,9 @@ impl Image {
     pub fn apply(&mut self, record: MetadataRecord) {
         match record {
             MetadataRecord::Cluster { cluster_id } => self.cluster_id = cluster_id,
+            MetadataRecord::Broker(info) => {
+                self.brokers.insert(info.node_id, info);
+            }
             MetadataRecord::Topic {
                 name,
                 topic_id,
@@ -92,6 +112,19 @@ impl Image {
     /// The cluster's id; empty before the first record of a new log.
     pub fn cluster_id(&self) -> &str {
         &self.cluster_id
+    }
+
+    pub fn broker(&self, node_id: i32) -> Option<&BrokerInfo> {
+        self.brokers.get(&node_id)
+    }
+
+    /// All brokers that have registered, by id.
+    pub fn brokers(&self) -> impl Iterator<Item = &BrokerInfo> {
+        self.brokers.values()
+    }
+
+    pub fn broker_ids(&self) -> Vec<i32> {
+        self.brokers.keys().copied().collect()
     }
 
     pub fn topic(&self, name: &str) -> Option<&Arc<Topic>> {

@@ -1,9 +1,12 @@
 //! The metadata of the cluster: a log of typed records and the image that it makes.
 //!
-//! One task writes: it runs a decision on the image, appends its records to `__cluster_metadata`,
-//! waits for the commit, opens or removes what the records name, applies them, and only then
-//! answers. Everybody else reads the image.
+//! The log is a Raft group like any partition; the broker that leads it is the controller. Its writer
+//! runs a decision on the image, appends the records to `__cluster_metadata` and waits until they are
+//! committed and applied. On every broker an applier follows the log: it opens or removes what the
+//! records name on this broker, and makes them part of the image. Everybody else reads the image.
 
+mod applier;
+pub mod command;
 pub mod decide;
 pub mod image;
 pub mod record;
@@ -19,7 +22,10 @@ use decide::Refusal;
 use image::Image;
 use record::MetadataRecord;
 
-pub use writer::{ControllerError, Placed, Writer, open};
+use crate::shard::handle::PartitionHandle;
+
+pub use applier::{Applier, Placed};
+pub use writer::{ControllerError, Writer, open};
 
 /// The topic of the metadata log; clients do not see it in Metadata.
 pub const METADATA_TOPIC: &str = "__cluster_metadata";
@@ -44,9 +50,47 @@ pub struct Controller {
     image: Arc<RwLock<Image>>,
     writes: mpsc::Sender<Write>,
     changes: watch::Receiver<u64>,
+    log: PartitionHandle,
+    /// The offset after the last record in the image.
+    applied: watch::Receiver<i64>,
 }
 
 impl Controller {
+    /// Whether this broker is the controller: it leads the metadata log.
+    pub fn is_active(&self) -> bool {
+        self.log.view().is_serving()
+    }
+
+    /// The broker that is the controller, as far as known; -1 if there is none.
+    pub fn leader(&self) -> i32 {
+        self.log.view().leader()
+    }
+
+    pub fn leader_epoch(&self) -> i32 {
+        self.log.view().leader_epoch()
+    }
+
+    /// The metadata log's replica here.
+    pub fn log(&self) -> &PartitionHandle {
+        &self.log
+    }
+
+    /// The offset after the last record in the image.
+    pub fn applied_offset(&self) -> i64 {
+        *self.applied.borrow()
+    }
+
+    /// Waits until the image holds all records below that offset.
+    pub async fn wait_applied(&self, offset: i64) {
+        // A controller that has stopped applies nothing more.
+        drop(
+            self.applied
+                .clone()
+                .wait_for(|applied| *applied >= offset)
+                .await,
+        );
+    }
+
     /// Looks at the image. Keep it short: the writer waits.
     pub fn read<T>(&self, look: impl FnOnce(&Image) -> T) -> T {
         look(&self.image.read().unwrap_or_else(PoisonError::into_inner))
@@ -88,17 +132,5 @@ impl Controller {
             .map_err(|_| stopping())?;
         done_rx.await.map_err(|_| stopping())??;
         answer_rx.await.map_err(|_| stopping())
-    }
-
-    /// Takes `count` producer ids that nobody else has or will have.
-    pub async fn allocate_producer_ids(&self, count: i64) -> Result<i64, Refusal> {
-        self.write(move |image| {
-            let first = image.next_producer_id();
-            let record = MetadataRecord::ProducerIds {
-                next_producer_id: first + count,
-            };
-            (vec![record], first)
-        })
-        .await
     }
 }

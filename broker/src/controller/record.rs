@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use super::image::BrokerInfo;
 use crate::ids::base64;
 
 /// One change of the cluster's metadata.
@@ -17,6 +18,8 @@ use crate::ids::base64;
 pub enum MetadataRecord {
     /// The identity of the cluster; the first record of a new log.
     Cluster { cluster_id: String },
+    /// A broker that has come, or come back with another address.
+    Broker(BrokerInfo),
     /// A topic with its partitions and the configs that it was created with.
     Topic {
         name: String,

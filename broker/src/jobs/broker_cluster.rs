@@ -11,12 +11,11 @@ use uuid::Uuid;
 
 use super::cluster::{DerivedTopic, JobCluster, NewJobTopic, TopicInfo};
 use super::log::{Chunk, JobLog, LogError};
-use crate::api::create_topics;
 use crate::broker::Broker;
 use crate::config::AGGREGATION;
+use crate::controller::command::Command;
 use crate::controller::decide::NewTopic;
 use crate::controller::image::Topic;
-use crate::controller::record::MetadataRecord;
 use crate::shard::event::{Acks, AppendError, DeleteRecordsError};
 use crate::shard::handle::PartitionHandle;
 
@@ -183,9 +182,8 @@ impl JobCluster for BrokerCluster {
                 configs: new.configs,
                 internal: new.internal,
             };
-            let outcomes = create_topics::create(&broker, vec![new], false).await;
-            match outcomes.into_iter().next() {
-                Some((_, Err(refusal))) if refusal.code != ErrorCode::TopicAlreadyExists => {
+            match broker.command(Command::CreateTopic(new)).await {
+                Err(refusal) if refusal.code != ErrorCode::TopicAlreadyExists => {
                     Err(refusal.message)
                 }
                 _ => Ok(()),
@@ -194,18 +192,11 @@ impl JobCluster for BrokerCluster {
     }
 
     fn delete_topic(&self, name: &str) -> BoxFuture<'static, Result<(), String>> {
-        let controller = self.broker.controller.clone();
+        let broker = Arc::clone(&self.broker);
         let name = name.to_owned();
         Box::pin(async move {
-            let decided = controller.write(move |image| {
-                let removed = image
-                    .topic(&name)
-                    .map(|topic| MetadataRecord::TopicRemoved {
-                        topic_id: topic.topic_id,
-                    });
-                (removed.into_iter().collect(), ())
-            });
-            decided.await.map_err(|refusal| refusal.message)
+            let done = broker.command(Command::DeleteTopic { name }).await;
+            done.map(|_| ()).map_err(|refusal| refusal.message)
         })
     }
 
@@ -214,31 +205,14 @@ impl JobCluster for BrokerCluster {
         topic_id: Uuid,
         count: i64,
     ) -> BoxFuture<'static, Result<i64, String>> {
-        let controller = self.broker.controller.clone();
+        let broker = Arc::clone(&self.broker);
         Box::pin(async move {
-            let decided = controller.write(move |image| {
-                let Some(topic) = image.topic_by_id(topic_id) else {
-                    return (Vec::new(), None);
-                };
-                if let Some(producer_id) = topic.aggregation_producer_id {
-                    return (Vec::new(), Some(producer_id));
-                }
-                let producer_id = image.next_producer_id();
-                let records = vec![
-                    MetadataRecord::ProducerIds {
-                        next_producer_id: producer_id.saturating_add(count),
-                    },
-                    MetadataRecord::AggregationProducer {
-                        topic_id,
-                        producer_id,
-                    },
-                ];
-                (records, Some(producer_id))
-            });
-            decided
-                .await
-                .map_err(|refusal| refusal.message)?
-                .ok_or_else(|| "the topic was deleted".to_owned())
+            let command = Command::AssignAggregationProducers { topic_id, count };
+            match broker.command(command).await {
+                Ok(Some(first)) => Ok(first),
+                Ok(None) => Err("the controller gave no producer ids".to_owned()),
+                Err(refusal) => Err(refusal.message),
+            }
         })
     }
 }

@@ -12,6 +12,7 @@ use tokio::time::timeout;
 use super::frame::Frame;
 use super::handshake::{Hello, Received, Verdict};
 use super::*;
+use raft::eraftpb::Message;
 
 const PATIENCE: Duration = Duration::from_secs(20);
 

@@ -32,6 +32,9 @@ pub const TICK_MS: i64 = 100;
 const ELECTION_TICKS: usize = 10;
 const HEARTBEAT_TICKS: usize = 3;
 
+/// The same for a leader whose connection was lost, at most.
+const ELECTION_SOON_TICKS: usize = 4;
+
 /// Why a group could not go on.
 #[derive(Debug, thiserror::Error)]
 pub enum GroupError {
@@ -299,6 +302,36 @@ impl RaftGroup {
         self.raw.transfer_leader(raft_id);
     }
 
+    /// Whether no leader has been elected yet, as far as known here.
+    pub fn is_new(&self) -> bool {
+        let raft = &self.raw.raft;
+        raft.leader_id == INVALID_ID && raft.raft_log.last_term() == 0
+    }
+
+    /// Stands for election without waiting; asks first whether it would be elected (pre-vote).
+    pub fn campaign(&mut self) {
+        // An election that is under way already goes on.
+        if self.raw.raft.state == StateRole::Follower || self.ticks.is_multiple_of(3) {
+            let _ = self.raw.campaign();
+            self.changed();
+        }
+    }
+
+    /// The connection to that replica is lost. If it leads, it is not waited for as long as silence
+    /// alone would be: the others, who lose it too, vote soon. (A leader that is still there for the
+    /// others is protected by pre-vote: they do not answer while they hear of it.)
+    pub fn lost(&mut self, raft_id: u64) {
+        if self.raw.raft.leader_id != raft_id {
+            return;
+        }
+        let term = self.raw.raft.term;
+        self.raw.raft.become_follower(term, INVALID_ID);
+        self.draw_election_timeout();
+        let ticks = self.raw.raft.randomized_election_timeout();
+        let soon = 1 + (self.random >> 20) as usize % ELECTION_SOON_TICKS;
+        self.raw.raft.election_elapsed = ticks - soon;
+    }
+
     /// The Raft id of the leader as far as known here.
     pub fn leader(&self) -> Option<u64> {
         let id = self.raw.raft.leader_id;
@@ -330,9 +363,12 @@ impl RaftGroup {
     /// Gives back the log, to start the group anew on it.
     pub fn into_parts(self) -> Parts {
         let storage = self.raw.raft.r.raft_log.store;
+        let mut hard_state = storage.hard_state;
+        // What is committed and has not been handed out must be then.
+        hard_state.commit = hard_state.commit.min(self.committed.0);
         Parts {
             log: storage.log,
-            hard_state: storage.hard_state,
+            hard_state,
             conf_state: storage.conf_state,
             conf_index: storage.conf_index,
         }
@@ -577,7 +613,8 @@ impl RaftGroup {
                 if internal_kind(entry) == Some(InternalKind::LogStart)
                     && let Some(offset) = entry.data.first_chunk()
                 {
-                    progress.log_start_offset = Some(i64::from_be_bytes(*offset));
+                    let offset = i64::from_be_bytes(*offset);
+                    progress.log_start_offset = progress.log_start_offset.max(Some(offset));
                 }
                 continue;
             }

@@ -3,7 +3,7 @@
 use std::io;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -20,17 +20,19 @@ use super::memory::MemoryBudget;
 use crate::api::fetch::session::FetchSessions;
 use crate::broker::{Broker, Endpoint};
 use crate::clock;
+use crate::cluster::{self, Cluster, ClusterInbox, ShardOutbound};
 use crate::config::{BrokerConfig, Listener};
-use crate::controller::decide::GROUP_METADATA_TOPIC;
-use crate::controller::{self, Placed};
+use crate::controller::decide::Refusal;
+use crate::controller::{self, Controller, ControllerError, Placed};
 use crate::group::config::GroupConfig;
 use crate::group::service::GroupCoordinator;
 use crate::jobs::{self, BrokerCluster, JobsConfig, JobsHandle};
 use crate::offsets_log::ImageLookup;
+use crate::peers::{Inbox, Limits, Peers, PeersConfig};
 use crate::shard::core::ShardSettings;
 use crate::shard::event::Event;
 use crate::shard::handle::ShardHandle;
-use crate::shard::runner::{self, NoPeers, SyncPool};
+use crate::shard::runner::{self, Outbound, SyncPool};
 use crate::topics::TopicRegistry;
 
 /// Memory for requests in flight where the configuration sets no bound.
@@ -57,6 +59,8 @@ pub enum ServeError {
     Listen { listener: String, source: io::Error },
     #[error("no listener is configured")]
     NoListener,
+    #[error("the cluster refuses this broker: {0}")]
+    Refused(Refusal),
     #[error("starting threads: {0}")]
     Threads(io::Error),
 }
@@ -68,7 +72,7 @@ pub struct RunningBroker {
     pub address: SocketAddr,
     stop: watch::Sender<bool>,
     accepting: tokio::task::JoinHandle<()>,
-    writing: tokio::task::JoinHandle<()>,
+    writing: Vec<tokio::task::JoinHandle<()>>,
     jobs: JobsHandle,
     shards: Vec<(ShardHandle, JoinHandle<()>)>,
     lock: DirectoryLock,
@@ -76,7 +80,11 @@ pub struct RunningBroker {
 
 /// Runs a broker until the process is told to stop (SIGINT or SIGTERM).
 pub async fn serve(config: BrokerConfig) -> Result<(), ServeError> {
-    let running = start(config).await?;
+    // A broker that waits for the others of its cluster can be told to stop, too.
+    let running = tokio::select! {
+        running = start(config) => running?,
+        () = told_to_stop() => return Ok(()),
+    };
     told_to_stop().await;
     tracing::info!("stopping");
     running.stop().await;
@@ -119,24 +127,67 @@ pub async fn start(config: BrokerConfig) -> Result<RunningBroker, ServeError> {
     let socket = accept::listen(resolve(listener).map_err(listen_error)?).map_err(listen_error)?;
     let address = socket.local_addr().map_err(listen_error)?;
 
-    let shards = start_shards(&config, &directory, &disk)?;
+    let peer_socket = match config.controller_quorum_voters.get(&config.node_id) {
+        Some(address) => {
+            let failed = |source| ServeError::Listen {
+                listener: format!("controller.quorum.voters: {address}"),
+                source,
+            };
+            Some(
+                tokio::net::TcpListener::bind(address)
+                    .await
+                    .map_err(failed)?,
+            )
+        }
+        None => None,
+    };
+
+    let cluster = Arc::new(Cluster::new(config.node_id));
+    let outbound: Arc<dyn Outbound> = Arc::new(ShardOutbound(Arc::clone(&cluster)));
+    let shards = start_shards(&config, &directory, &disk, &outbound)?;
     let placed = Placed {
         shards: shards.iter().map(|(handle, _)| handle.clone()).collect(),
         config: Arc::clone(&config),
         directory: directory.clone(),
     };
+    let directory_id = properties
+        .as_ref()
+        .and_then(|properties| crate::ids::from_base64(&properties.directory_id))
+        .unwrap_or_else(Uuid::new_v4);
+    let inbox = Arc::new(ClusterInbox {
+        cluster: Arc::clone(&cluster),
+        placed: placed.clone(),
+        broker: OnceLock::new(),
+    });
+    if let Some(listener) = peer_socket {
+        let peers = PeersConfig {
+            node_id: config.node_id,
+            directory_id,
+            cluster_id: properties
+                .as_ref()
+                .map(|properties| properties.cluster_id.clone()),
+            listener,
+            peers: config.controller_quorum_voters.clone(),
+            limits: Limits::default(),
+        };
+        let peers = Peers::start(peers, Arc::clone(&inbox) as Arc<dyn Inbox>);
+        cluster.connect(peers.map_err(ServeError::Threads)?);
+    }
     let topics = Arc::new(TopicRegistry::default());
-    let (controller, writer) = controller::open(placed, Arc::clone(&topics)).await?;
-    let cluster_id = controller.read(|image| image.cluster_id().to_owned());
+    let (controller, writer, applier) = controller::open(placed, Arc::clone(&topics)).await?;
+    let writing = vec![tokio::spawn(writer.run()), tokio::spawn(applier.run())];
+    let cluster_id = joined_cluster(&config, &controller, properties.as_ref()).await?;
+    if let Some(peers) = cluster.peers() {
+        peers.set_cluster_id(cluster_id.clone());
+    }
     if properties.is_none() {
         let properties = MetaProperties {
             cluster_id: cluster_id.clone(),
             node_id: config.node_id,
-            directory_id: crate::ids::to_base64(Uuid::new_v4()),
+            directory_id: crate::ids::to_base64(directory_id),
         };
         properties.write(&*disk, &directory)?;
     }
-    let writing = tokio::spawn(writer.run());
 
     let (stop, stopping) = watch::channel(false);
     let groups = GroupCoordinator::new(
@@ -159,14 +210,19 @@ pub async fn start(config: BrokerConfig) -> Result<RunningBroker, ServeError> {
         ),
         job_statuses: Arc::default(),
         stopping: stopping.clone(),
+        cluster,
         coordinating: Default::default(),
         config: Arc::clone(&config),
     });
-    if broker.topics.by_name(GROUP_METADATA_TOPIC).is_some()
-        && let Err(refusal) = broker.coordinate_groups().await
-    {
-        tracing::warn!(%refusal, "groups have no coordinator yet");
-    }
+    let _ = inbox.broker.set(Arc::downgrade(&broker));
+    broker
+        .register(directory_id)
+        .await
+        .map_err(ServeError::Refused)?;
+    broker.follow_offsets_topic();
+    let mut writing = writing;
+    writing.push(tokio::spawn(Arc::clone(&broker).follow_leadership()));
+    writing.push(tokio::spawn(cluster::announce(Arc::clone(&broker))));
     let jobs = start_jobs(&broker).map_err(ServeError::Threads)?;
     let accepting = tokio::spawn(accept::run(Arc::clone(&broker), socket, stopping));
     tracing::info!(
@@ -188,13 +244,50 @@ pub async fn start(config: BrokerConfig) -> Result<RunningBroker, ServeError> {
     })
 }
 
+/// How long a stopping broker waits for others to take over what it leads.
+const HAND_OVER_PATIENCE: Duration = Duration::from_secs(3);
+
 impl RunningBroker {
+    /// Hands the leadership of all partitions to replicas elsewhere, so that clients see one change
+    /// of leader and no error.
+    async fn hand_over(&self) {
+        if self.broker.cluster.peers().is_none() {
+            return;
+        }
+        let deadline = tokio::time::Instant::now() + HAND_OVER_PATIENCE;
+        loop {
+            let mut led: Vec<_> = self
+                .broker
+                .topics
+                .all()
+                .iter()
+                .flat_map(|topic| topic.handles())
+                .filter(|partition| {
+                    let view = partition.view();
+                    view.is_serving() && view.in_sync().len() > 1
+                })
+                .collect();
+            let log = self.broker.controller.log();
+            if log.view().is_serving() && log.view().in_sync().len() > 1 {
+                led.push(log.clone());
+            }
+            if led.is_empty() || tokio::time::Instant::now() >= deadline {
+                return;
+            }
+            for partition in &led {
+                partition.transfer(None);
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
     /// Stops: no more requests, then everything that was appended is synced and the logs are
     /// closed, so that the next start need not scan them.
     pub async fn stop(self) {
         // Nobody left to tell is fine.
         let _ = self.stop.send(true);
         let patience = Duration::from_millis(self.broker.config.shutdown_timeout_ms.unsigned_abs());
+        self.hand_over().await;
         if tokio::time::timeout(patience, self.accepting)
             .await
             .is_err()
@@ -208,7 +301,12 @@ impl RunningBroker {
         {
             tracing::warn!("aggregations did not end in time");
         }
-        self.writing.abort();
+        for task in &self.writing {
+            task.abort();
+        }
+        if let Some(peers) = self.broker.cluster.peers() {
+            peers.stop().await;
+        }
         let mut closing = Vec::new();
         for (shard, _) in &self.shards {
             let (reply, closed) = oneshot::channel();
@@ -227,6 +325,48 @@ impl RunningBroker {
         }
         drop(self.lock);
         tracing::info!("stopped");
+    }
+}
+
+/// Waits until this broker knows which cluster it is of: the one that its directory and its
+/// configuration name, or the one that its voters form now.
+async fn joined_cluster(
+    config: &BrokerConfig,
+    controller: &Controller,
+    properties: Option<&MetaProperties>,
+) -> Result<String, ServeError> {
+    let mut changes = controller.changes();
+    let mut said = false;
+    let found = loop {
+        let found = controller.read(|image| image.cluster_id().to_owned());
+        if !found.is_empty() {
+            break found;
+        }
+        if !said {
+            said = true;
+            tracing::info!(
+                voters = ?config.voters(),
+                "waiting for a majority of the voters to form the cluster"
+            );
+        }
+        if changes.changed().await.is_err() {
+            return Err(ServeError::Controller(ControllerError::Open(
+                "the metadata log has stopped".into(),
+            )));
+        }
+    };
+    let expected = config
+        .cluster_id
+        .as_ref()
+        .or(properties.map(|properties| &properties.cluster_id));
+    match expected {
+        Some(expected) if *expected != found => {
+            Err(ServeError::Controller(ControllerError::OtherCluster {
+                found,
+                expected: expected.clone(),
+            }))
+        }
+        _ => Ok(found),
     }
 }
 
@@ -289,6 +429,7 @@ fn start_shards(
     config: &BrokerConfig,
     directory: &std::path::Path,
     disk: &Arc<dyn Disk>,
+    outbound: &Arc<dyn Outbound>,
 ) -> Result<Vec<(ShardHandle, JoinHandle<()>)>, ServeError> {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let wanted = config.shards.unwrap_or(cores);
@@ -307,7 +448,7 @@ fn start_shards(
                 settings,
                 Arc::clone(disk),
                 &syncs,
-                Arc::new(NoPeers),
+                Arc::clone(outbound),
                 number,
             )
             .map_err(ServeError::from)

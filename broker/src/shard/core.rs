@@ -159,6 +159,15 @@ impl Shard {
                     }
                 }
             }
+            Event::Disconnected { broker } => {
+                for id in 0..self.partitions.len() {
+                    let id = PartitionId(u32::try_from(id).unwrap_or(u32::MAX));
+                    if let Some(partition) = self.partition(id) {
+                        partition.lost(raft_id(broker));
+                        self.activate(id);
+                    }
+                }
+            }
             Event::Transfer { partition, to } => {
                 let id = partition;
                 if let Some(partition) = self.partition(id) {
@@ -471,6 +480,7 @@ impl Shard {
             self.settings.seed
                 ^ (key.topic_id.as_u128() as u64)
                 ^ u64::from(key.index.unsigned_abs()),
+            replicas.first() == Some(&self.settings.broker_id),
             Parts {
                 log,
                 hard_state,

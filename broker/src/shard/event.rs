@@ -127,6 +127,10 @@ pub enum Event {
         broker: i32,
         groups: Vec<PartitionKey>,
     },
+    /// The connection to that broker is lost.
+    Disconnected {
+        broker: i32,
+    },
     /// Hand the leadership over: to that broker, or to any replica in sync.
     Transfer {
         partition: PartitionId,

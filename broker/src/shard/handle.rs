@@ -94,6 +94,14 @@ impl PartitionHandle {
         });
     }
 
+    /// Hands the leadership, if it is here, to that broker or to any replica in sync.
+    pub fn transfer(&self, to: Option<i32>) {
+        self.shard.send(Event::Transfer {
+            partition: self.id,
+            to,
+        });
+    }
+
     pub async fn delete(&self) {
         let (reply, answer) = oneshot::channel();
         self.shard.send(Event::Delete {

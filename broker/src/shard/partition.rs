@@ -77,6 +77,8 @@ pub struct Partition {
     pub config: Arc<TopicConfig>,
     raft_id: u64,
     seed: u64,
+    /// The first of the partition's replicas.
+    is_preferred: bool,
     /// Led from here, and the answers that wait are this leader's.
     leads: bool,
     life: Life,
@@ -107,6 +109,7 @@ impl Partition {
         config: Arc<TopicConfig>,
         raft_id: u64,
         seed: u64,
+        is_preferred: bool,
         parts: Parts,
         producers: ProducerState,
         now_ms: i64,
@@ -122,6 +125,7 @@ impl Partition {
             config,
             raft_id,
             seed,
+            is_preferred,
             leads: false,
             life: Life::Running(Box::new(group)),
             incarnation: 0,
@@ -371,10 +375,28 @@ impl Partition {
 
     /// Raft's clock moves on. A group of one voter has nothing to wait for.
     pub fn tick(&mut self) {
+        let Life::Running(group) = &mut self.life else {
+            return;
+        };
+        if !group.has_peers() {
+            return;
+        }
+        group.tick();
+        if self.leads {
+            let in_sync = group.in_sync().into_iter().map(broker_id).collect();
+            self.view.publish_in_sync(in_sync);
+        } else if self.is_preferred && group.is_new() {
+            // Nobody has led yet, so there is nobody to wait for.
+            group.campaign();
+        }
+    }
+
+    /// The connection to that broker is lost.
+    pub fn lost(&mut self, raft_id: u64) {
         if let Life::Running(group) = &mut self.life
             && group.has_peers()
         {
-            group.tick();
+            group.lost(raft_id);
         }
     }
 
@@ -488,12 +510,17 @@ impl Partition {
         let (epoch, serving) = (group.term().leader_epoch(), group.may_serve());
         let leader = group.leader().map_or(-1, broker_id);
         let next_offset = group.log().next_offset();
+        let in_sync = match serving && !self.leads {
+            true => group.in_sync().into_iter().map(broker_id).collect(),
+            false => Vec::new(),
+        };
         let is_new_term = self.view.leader_epoch() != epoch;
         if self.leads && (!serving || is_new_term) {
             self.leads = false;
             self.refuse_pending(&AppendError::NotLeader);
         }
         if serving && !self.leads {
+            self.view.publish_in_sync(in_sync);
             // Nothing has been proposed in this term: all that is in the log is before it.
             self.next_offset = next_offset;
             self.leads = true;

@@ -31,13 +31,6 @@ pub trait Outbound: Send + Sync {
     fn send(&self, to: i32, messages: Vec<GroupMessage>);
 }
 
-/// For a broker without others.
-pub struct NoPeers;
-
-impl Outbound for NoPeers {
-    fn send(&self, _to: i32, _messages: Vec<GroupMessage>) {}
-}
-
 /// Starts a shard's thread.
 pub fn start(
     settings: ShardSettings,

@@ -6,6 +6,7 @@
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
+use arc_swap::ArcSwap;
 use streamgauge_storage::log::LogReader;
 use tokio::sync::Notify;
 use uuid::Uuid;
@@ -24,6 +25,8 @@ pub struct PartitionView {
     high_watermark: AtomicI64,
     last_stable_offset: AtomicI64,
     leader: AtomicI32,
+    /// On the leader; broker ids.
+    in_sync: ArcSwap<Vec<i32>>,
     leader_epoch: AtomicI32,
     /// Led from here, and the first entry of the leader's term is committed.
     serving: AtomicBool,
@@ -39,6 +42,7 @@ impl PartitionView {
             high_watermark: AtomicI64::new(high_watermark),
             last_stable_offset: AtomicI64::new(high_watermark),
             leader: AtomicI32::new(-1),
+            in_sync: ArcSwap::default(),
             leader_epoch: AtomicI32::new(-1),
             serving: AtomicBool::new(false),
             deleted: AtomicBool::new(false),
@@ -72,6 +76,18 @@ impl PartitionView {
     /// The broker that leads, as far as this replica knows; -1 if it knows of none.
     pub fn leader(&self) -> i32 {
         self.leader.load(Ordering::Acquire)
+    }
+
+    /// On the leader: the brokers whose replicas have been heard of and hold all that is committed.
+    pub fn in_sync(&self) -> Arc<Vec<i32>> {
+        self.in_sync.load_full()
+    }
+
+    pub(super) fn publish_in_sync(&self, mut in_sync: Vec<i32>) {
+        in_sync.sort_unstable();
+        if **self.in_sync.load() != in_sync {
+            self.in_sync.store(Arc::new(in_sync));
+        }
     }
 
     /// The Raft term of the leader less one, or -1 before the first election.

@@ -9,7 +9,7 @@
 
 pub mod session;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -244,10 +244,12 @@ async fn read_part(
     };
     if let Err(code) = led {
         let mut answer = failed_part(key.1, code);
-        if context.version >= LEADER_HINT_VERSION && view.is_serving() {
+        if context.version >= LEADER_HINT_VERSION
+            && let Some(led) = context.broker.leadership(view.key().topic_id, key.1)
+        {
             answer.current_leader = Some(CurrentLeader {
-                leader_id: context.broker.id(),
-                leader_epoch: view.leader_epoch(),
+                leader_id: led.leader,
+                leader_epoch: led.leader_epoch,
             });
         }
         return failed(answer);
@@ -366,12 +368,12 @@ fn respond(context: &Context, plan: &Plan, topics: &Topics, parts: Vec<Part>) ->
         session_id => context.broker.fetch_sessions.told(session_id, &told),
     };
     let mut answered: Vec<FetchTopic> = Vec::new();
-    let mut hinted = false;
+    let mut hinted = BTreeSet::new();
     for (part, is_news) in parts.into_iter().zip(news) {
         if plan.incremental && !is_news {
             continue;
         }
-        hinted |= part.answer.current_leader.is_some();
+        hinted.extend(part.answer.current_leader.as_ref().map(|led| led.leader_id));
         let (name, topic_id) = match &part.key.0 {
             TopicKey::Name(name) => (name.clone(), Uuid::nil()),
             TopicKey::Id(id) => {
@@ -394,13 +396,17 @@ fn respond(context: &Context, plan: &Plan, topics: &Topics, parts: Vec<Part>) ->
         }
     }
     let broker = &context.broker;
-    let node_endpoints = match hinted && context.version >= NODE_ENDPOINT_VERSION {
-        true => vec![NodeEndpoint {
-            node_id: broker.id(),
-            host: StrBytes::from_string(broker.endpoint.host.clone()),
-            port: i32::from(broker.endpoint.port),
-            rack: broker.config.broker_rack.clone().map(StrBytes::from_string),
-        }],
+    let node_endpoints = match context.version >= NODE_ENDPOINT_VERSION {
+        true => hinted
+            .into_iter()
+            .filter_map(|leader| broker.endpoint_of(leader))
+            .map(|leader| NodeEndpoint {
+                node_id: leader.node_id,
+                host: StrBytes::from_string(leader.host),
+                port: i32::from(leader.port),
+                rack: leader.rack.map(StrBytes::from_string),
+            })
+            .collect(),
         false => Vec::new(),
     };
     FetchResponse {

@@ -1,0 +1,143 @@
+//! Who leads the partitions that are not here: what their leaders have told.
+//!
+//! A notice is a JSON list of partitions with epoch and in-sync replicas. The highest epoch counts,
+//! whatever the order in which notices come.
+
+use std::collections::HashMap;
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::ids::base64;
+use crate::shard::view::PartitionKey;
+
+/// The leadership of one partition.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Leadership {
+    pub leader: i32,
+    pub leader_epoch: i32,
+    /// Broker ids, the leader's among them.
+    pub in_sync: Vec<i32>,
+}
+
+/// One partition in a notice.
+#[derive(Serialize, Deserialize)]
+struct Entry {
+    #[serde(with = "base64")]
+    topic: Uuid,
+    partition: i32,
+    epoch: i32,
+    in_sync: Vec<i32>,
+}
+
+/// A notice of partitions that the sender leads.
+pub fn encode(led: &[(PartitionKey, Leadership)]) -> Bytes {
+    let entries: Vec<Entry> = led
+        .iter()
+        .map(|(key, leadership)| Entry {
+            topic: key.topic_id,
+            partition: key.index,
+            epoch: leadership.leader_epoch,
+            in_sync: leadership.in_sync.clone(),
+        })
+        .collect();
+    // Numbers and strings cannot fail to serialise.
+    serde_json::to_vec(&entries).unwrap_or_default().into()
+}
+
+/// What has been told.
+#[derive(Debug, Default)]
+pub struct Leaders {
+    known: HashMap<PartitionKey, Leadership>,
+}
+
+impl Leaders {
+    pub fn of(&self, partition: PartitionKey) -> Option<&Leadership> {
+        self.known.get(&partition)
+    }
+
+    /// Takes in a notice.
+    pub fn heard(&mut self, from: i32, notice: &[u8]) -> Result<(), serde_json::Error> {
+        let entries: Vec<Entry> = serde_json::from_slice(notice)?;
+        for entry in entries {
+            let key = PartitionKey {
+                topic_id: entry.topic,
+                index: entry.partition,
+            };
+            let newer = self
+                .known
+                .get(&key)
+                .is_none_or(|known| known.leader_epoch <= entry.epoch);
+            if newer {
+                let leadership = Leadership {
+                    leader: from,
+                    leader_epoch: entry.epoch,
+                    in_sync: entry.in_sync,
+                };
+                self.known.insert(key, leadership);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What the others have been told by this broker.
+#[derive(Debug, Default)]
+pub struct Told {
+    last: HashMap<PartitionKey, Leadership>,
+}
+
+impl Told {
+    /// What is new or other than was told; remembers it as told.
+    pub fn changes(
+        &mut self,
+        led: Vec<(PartitionKey, Leadership)>,
+    ) -> Vec<(PartitionKey, Leadership)> {
+        let mut last = std::mem::take(&mut self.last);
+        let mut changes = Vec::new();
+        for (key, leadership) in led {
+            if last.remove(&key).as_ref() != Some(&leadership) {
+                changes.push((key, leadership.clone()));
+            }
+            self.last.insert(key, leadership);
+        }
+        changes
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn led(epoch: i32) -> Vec<(PartitionKey, Leadership)> {
+        let key = PartitionKey {
+            topic_id: Uuid::from_u128(3),
+            index: 1,
+        };
+        let leadership = Leadership {
+            leader: 7,
+            leader_epoch: epoch,
+            in_sync: vec![7, 8],
+        };
+        vec![(key, leadership)]
+    }
+
+    #[test]
+    fn an_older_leader_that_speaks_late_is_not_believed() {
+        let mut leaders = Leaders::default();
+        leaders.heard(8, &encode(&led(5))).unwrap();
+        leaders.heard(7, &encode(&led(4))).unwrap();
+        let known = leaders.of(led(0)[0].0).unwrap();
+        assert_eq!((known.leader, known.leader_epoch), (8, 5));
+    }
+
+    #[test]
+    fn only_changes_are_told() {
+        let mut told = Told::default();
+        assert_eq!(told.changes(led(1)).len(), 1);
+        assert_eq!(told.changes(led(1)).len(), 0);
+        assert_eq!(told.changes(Vec::new()).len(), 0);
+        assert_eq!(told.changes(led(1)).len(), 1, "it leads again");
+    }
+}

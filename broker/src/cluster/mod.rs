@@ -1,0 +1,157 @@
+//! This broker among others: who leads what, who is there, and what brokers ask of one another.
+//!
+//! A broker alone is a cluster of one and takes the same paths; it has nobody to send to.
+
+mod inbox;
+pub mod leaders;
+mod request;
+
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::sync::Notify;
+
+pub use inbox::{ClusterInbox, ShardOutbound};
+pub use request::{ClusterAnswer, ClusterRequest, serve};
+
+use crate::broker::Broker;
+use crate::peers::{PeerError, Peers};
+use crate::shard::view::PartitionKey;
+use leaders::{Leaders, Leadership};
+
+/// How often it is looked for changes of leadership to tell.
+const ANNOUNCE_INTERVAL: Duration = Duration::from_millis(100);
+
+/// The other brokers, as this one reaches them.
+pub struct Cluster {
+    node_id: i32,
+    peers: OnceLock<Peers>,
+    leaders: RwLock<Leaders>,
+    /// A broker has come: it is to be told all.
+    newcomers: RwLock<Vec<i32>>,
+    changed: Notify,
+}
+
+impl Cluster {
+    pub fn new(node_id: i32) -> Self {
+        Self {
+            node_id,
+            peers: OnceLock::new(),
+            leaders: RwLock::default(),
+            newcomers: RwLock::default(),
+            changed: Notify::new(),
+        }
+    }
+
+    /// From now on messages leave. Done once, at start.
+    pub fn connect(&self, peers: Peers) {
+        let _ = self.peers.set(peers);
+    }
+
+    pub fn peers(&self) -> Option<&Peers> {
+        self.peers.get()
+    }
+
+    /// Whether that broker can be reached.
+    pub fn is_alive(&self, broker: i32) -> bool {
+        broker == self.node_id
+            || self
+                .peers
+                .get()
+                .is_some_and(|peers| peers.is_connected(broker))
+    }
+
+    /// Asks another broker; fails if there is none such.
+    pub async fn ask(
+        &self,
+        broker: i32,
+        request: &ClusterRequest,
+        time_max: Duration,
+    ) -> Result<Bytes, PeerError> {
+        match self.peers.get() {
+            Some(peers) => peers.request(broker, request.encode(), time_max).await,
+            None => Err(PeerError::Unknown { peer: broker }),
+        }
+    }
+
+    /// Who leads a partition that is not here, as its leader has told.
+    pub fn told_leader(&self, partition: PartitionKey) -> Option<Leadership> {
+        self.leaders
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .of(partition)
+            .cloned()
+    }
+
+    fn heard(&self, from: i32, notice: &[u8]) {
+        let mut leaders = self.leaders.write().unwrap_or_else(PoisonError::into_inner);
+        if let Err(error) = leaders.heard(from, notice) {
+            tracing::warn!(from, %error, "what another broker leads could not be read");
+        }
+    }
+
+    fn met(&self, broker: i32) {
+        self.newcomers
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(broker);
+        self.changed.notify_one();
+    }
+}
+
+/// Tells the other brokers what this one leads: changes as they come, all of it to a newcomer.
+/// Runs until the broker stops.
+pub async fn announce(broker: Arc<Broker>) {
+    let mut told = leaders::Told::default();
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep(ANNOUNCE_INTERVAL) => {}
+            () = broker.cluster.changed.notified() => {}
+            () = broker.stopping() => return,
+        }
+        let Some(peers) = broker.cluster.peers.get() else {
+            return;
+        };
+        let led: Vec<(PartitionKey, Leadership)> = broker
+            .topics
+            .all()
+            .iter()
+            .flat_map(|topic| topic.handles())
+            .filter(|partition| partition.view().is_serving())
+            .map(|partition| {
+                let view = partition.view();
+                let leadership = Leadership {
+                    leader: broker.id(),
+                    leader_epoch: view.leader_epoch(),
+                    in_sync: view.in_sync().as_ref().clone(),
+                };
+                (view.key(), leadership)
+            })
+            .collect();
+        let newcomers = std::mem::take(
+            &mut *broker
+                .cluster
+                .newcomers
+                .write()
+                .unwrap_or_else(PoisonError::into_inner),
+        );
+        if !newcomers.is_empty() {
+            let all = leaders::encode(&led);
+            for newcomer in newcomers {
+                // It will be told again when it comes back.
+                let _ = peers.notify(newcomer, all.clone());
+            }
+        }
+        let changes = told.changes(led);
+        if changes.is_empty() {
+            continue;
+        }
+        let notice = leaders::encode(&changes);
+        for other in broker.controller.read(|image| image.broker_ids()) {
+            if other != broker.id() {
+                let _ = peers.notify(other, notice.clone());
+            }
+        }
+    }
+}

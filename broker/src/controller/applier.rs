@@ -1,0 +1,422 @@
+//! Follows the metadata log on every broker: keeps image, registry and shards in step with it.
+
+use std::path::PathBuf;
+use std::sync::{Arc, PoisonError, RwLock};
+
+use streamgauge_protocol::batch::{BatchIter, BatchRecords};
+use tokio::sync::{Notify, oneshot, watch};
+use uuid::Uuid;
+
+use super::image::{Image, Topic};
+use super::record::MetadataRecord;
+use super::writer::ControllerError;
+use crate::config::{BrokerConfig, BrokerLayers, TopicConfig};
+use crate::shard::event::{Event, OpenPartition};
+use crate::shard::handle::{PartitionHandle, ShardHandle};
+use crate::shard::view::{PartitionKey, PartitionView};
+use crate::topics::{Slot, TopicHandle, TopicRegistry};
+
+/// The metadata log is read in pieces of this size.
+const READ_BYTES_MAX: usize = 1024 * 1024;
+
+/// The largest batch of metadata records, unpacked; they are written uncompressed.
+const RECORDS_BYTES_MAX: usize = 64 * 1024 * 1024;
+
+/// Where partitions are put.
+#[derive(Clone)]
+pub struct Placed {
+    pub shards: Vec<ShardHandle>,
+    pub config: Arc<BrokerConfig>,
+    /// The data directory.
+    pub directory: PathBuf,
+}
+
+impl Placed {
+    /// The number of the shard of a partition: neighbours go to different ones.
+    pub fn shard_number(&self, key: PartitionKey) -> usize {
+        let hash =
+            (key.topic_id.as_u128() as u64).wrapping_add(u64::from(key.index.unsigned_abs()));
+        (hash % self.shards.len().max(1) as u64) as usize
+    }
+
+    fn shard(&self, key: PartitionKey) -> Option<&ShardHandle> {
+        self.shards.get(self.shard_number(key))
+    }
+
+    fn directory(&self, topic: &str, index: i32) -> PathBuf {
+        self.directory.join(format!("{topic}-{index}"))
+    }
+
+    /// Asks the shard to open a partition; the answer can be awaited later.
+    pub(super) fn open(
+        &self,
+        topic: &Arc<str>,
+        key: PartitionKey,
+        config: Arc<TopicConfig>,
+        replicas: Vec<i32>,
+    ) -> Opening {
+        let (reply, answer) = oneshot::channel();
+        let alone = replicas.len() == 1;
+        let Some(shard) = self.shard(key) else {
+            return Opening {
+                topic: Arc::clone(topic),
+                key,
+                alone,
+                shard: None,
+                answer,
+            };
+        };
+        shard.send(Event::Open(Box::new(OpenPartition {
+            key,
+            topic: Arc::clone(topic),
+            directory: self.directory(topic, key.index),
+            config,
+            replicas,
+            reply,
+        })));
+        Opening {
+            topic: Arc::clone(topic),
+            key,
+            alone,
+            shard: Some(shard.clone()),
+            answer,
+        }
+    }
+}
+
+/// A partition that is being opened.
+pub(super) struct Opening {
+    topic: Arc<str>,
+    key: PartitionKey,
+    /// The only replica is here.
+    alone: bool,
+    shard: Option<ShardHandle>,
+    answer: oneshot::Receiver<
+        Result<crate::shard::event::OpenedPartition, streamgauge_storage::StorageError>,
+    >,
+}
+
+impl Opening {
+    /// The partition's handle, or the reason why it stays closed.
+    pub(super) async fn finish(self) -> Result<PartitionHandle, String> {
+        let shard = self.shard.ok_or("the broker has no shards")?;
+        match self.answer.await {
+            Ok(Ok(opened)) => Ok(PartitionHandle::new(shard, opened.id, opened.view)),
+            Ok(Err(error)) => Err(error.to_string()),
+            Err(_) => Err("the shard has stopped".into()),
+        }
+    }
+
+    /// As [`Self::finish`], but an error is logged and leaves the partition offline.
+    async fn finish_or_offline(self) -> Option<PartitionHandle> {
+        let (topic, index) = (Arc::clone(&self.topic), self.key.index);
+        match self.finish().await {
+            Ok(handle) => Some(handle),
+            Err(error) => {
+                tracing::error!(%topic, partition = index, %error, "partition is offline");
+                None
+            }
+        }
+    }
+}
+
+/// Applies the metadata log; run by one task.
+pub struct Applier {
+    view: Arc<PartitionView>,
+    image: Arc<RwLock<Image>>,
+    topics: Arc<TopicRegistry>,
+    placed: Placed,
+    version: watch::Sender<u64>,
+    applied: watch::Sender<i64>,
+}
+
+impl Applier {
+    pub(super) fn new(
+        view: Arc<PartitionView>,
+        image: Arc<RwLock<Image>>,
+        topics: Arc<TopicRegistry>,
+        placed: Placed,
+        version: watch::Sender<u64>,
+        applied: watch::Sender<i64>,
+    ) -> Self {
+        Self {
+            view,
+            image,
+            topics,
+            placed,
+            version,
+            applied,
+        }
+    }
+
+    /// Applies what is committed now, then opens all partitions that are here at once: the shards
+    /// work side by side.
+    pub(super) async fn catch_up(&mut self) -> Result<(), ControllerError> {
+        let end = self.view.high_watermark();
+        {
+            let mut image = self.image.write().unwrap_or_else(PoisonError::into_inner);
+            read_records(&self.view, 0, end, |record| image.apply(record))?;
+        }
+        self.open_all().await;
+        self.applied.send_replace(end);
+        Ok(())
+    }
+
+    /// Applies what is committed, as it is, until the log is gone.
+    pub async fn run(mut self) {
+        let changed = Arc::new(Notify::new());
+        loop {
+            self.view.wake(&changed);
+            if self.view.is_deleted() {
+                return;
+            }
+            let (from, end) = (*self.applied.borrow(), self.view.high_watermark());
+            if from >= end {
+                changed.notified().await;
+                continue;
+            }
+            let mut records = Vec::new();
+            if let Err(error) = read_records(&self.view, from, end, |record| records.push(record)) {
+                // Nothing that comes later can be applied without it.
+                tracing::error!(%error, "this broker cannot follow the cluster's metadata");
+                return;
+            }
+            for record in records {
+                self.take_effect(record).await;
+            }
+            self.version.send_modify(|version| *version += 1);
+            self.applied.send_replace(end);
+        }
+    }
+
+    /// Applies one committed record: what it names is opened before the image shows it, and
+    /// removed after the image has forgotten it.
+    async fn take_effect(&mut self, record: MetadataRecord) {
+        let removed = match &record {
+            MetadataRecord::Topic {
+                name,
+                topic_id,
+                partitions,
+                configs,
+            } => {
+                let topic = Topic {
+                    name: name.clone(),
+                    topic_id: *topic_id,
+                    partitions: partitions.clone(),
+                    configs: configs.clone(),
+                    aggregation_producer_id: None,
+                };
+                self.open_topic(&topic).await;
+                None
+            }
+            MetadataRecord::PartitionsAdded {
+                topic_id,
+                partitions,
+            } => {
+                self.grow_topic(*topic_id, partitions).await;
+                None
+            }
+            MetadataRecord::TopicRemoved { topic_id } => Some(*topic_id),
+            _ => None,
+        };
+        let reconfigured = match &record {
+            MetadataRecord::TopicConfigs { topic_id, .. } => Some(*topic_id),
+            _ => None,
+        };
+        let all_reconfigured = matches!(record, MetadataRecord::BrokerConfigs { .. });
+        self.image
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .apply(record);
+        if let Some(topic_id) = removed {
+            self.remove_topic(topic_id).await;
+        }
+        if let Some(topic_id) = reconfigured {
+            self.reconfigure(topic_id);
+        }
+        if all_reconfigured {
+            for topic in self.topics.all() {
+                self.reconfigure(topic.topic_id);
+            }
+        }
+    }
+
+    async fn open_all(&mut self) {
+        let topics: Vec<Arc<Topic>> = {
+            let image = self.image.read().unwrap_or_else(PoisonError::into_inner);
+            image.topics().cloned().collect()
+        };
+        // All are asked for before the first is awaited: the shards work side by side.
+        let openings: Vec<_> = topics
+            .iter()
+            .map(|topic| self.start_opening(topic))
+            .collect();
+        for (topic, openings) in topics.iter().zip(openings) {
+            self.register(topic, openings).await;
+        }
+    }
+
+    async fn open_topic(&self, topic: &Topic) {
+        let openings = self.start_opening(topic);
+        self.register(topic, openings).await;
+    }
+
+    fn start_opening(&self, topic: &Topic) -> Vec<Option<Opening>> {
+        let config = self.topic_config(topic);
+        let name: Arc<str> = Arc::from(topic.name.as_str());
+        (0..)
+            .zip(&topic.partitions)
+            .map(|(index, replicas)| {
+                if !replicas.contains(&self.placed.config.node_id) {
+                    return None;
+                }
+                let key = PartitionKey {
+                    topic_id: topic.topic_id,
+                    index,
+                };
+                Some(
+                    self.placed
+                        .open(&name, key, Arc::clone(&config), replicas.clone()),
+                )
+            })
+            .collect()
+    }
+
+    async fn register(&self, topic: &Topic, openings: Vec<Option<Opening>>) {
+        let partitions = finish_all(openings).await;
+        let handle = TopicHandle::new(
+            Arc::from(topic.name.as_str()),
+            topic.topic_id,
+            self.topic_config(topic),
+            partitions,
+        );
+        self.topics.insert(Arc::new(handle));
+    }
+
+    async fn grow_topic(&self, topic_id: Uuid, added: &[Vec<i32>]) {
+        let Some(topic) = self.topics.by_id(topic_id) else {
+            return;
+        };
+        let first = topic.partition_count();
+        let openings = (first..)
+            .zip(added)
+            .map(|(index, replicas)| {
+                if !replicas.contains(&self.placed.config.node_id) {
+                    return None;
+                }
+                let key = PartitionKey { topic_id, index };
+                Some(
+                    self.placed
+                        .open(&topic.name, key, topic.config(), replicas.clone()),
+                )
+            })
+            .collect();
+        topic.add_partitions(finish_all(openings).await);
+    }
+
+    async fn remove_topic(&self, topic_id: Uuid) {
+        let Some(topic) = self.topics.remove(topic_id) else {
+            return;
+        };
+        for partition in topic.handles() {
+            partition.delete().await;
+        }
+    }
+
+    fn reconfigure(&self, topic_id: Uuid) {
+        let declared = {
+            let image = self.image.read().unwrap_or_else(PoisonError::into_inner);
+            image.topic_by_id(topic_id).cloned()
+        };
+        if let (Some(declared), Some(handle)) = (declared, self.topics.by_id(topic_id)) {
+            handle.configure(self.topic_config(&declared));
+        }
+    }
+
+    /// The topic's effective config. Configs are checked before they are logged; one that an older
+    /// version of the program took and this one does not is left at its default, and said.
+    fn topic_config(&self, topic: &Topic) -> Arc<TopicConfig> {
+        let image = self.image.read().unwrap_or_else(PoisonError::into_inner);
+        let config = &self.placed.config;
+        let layers = BrokerLayers::new(&*image, config.node_id, &config.settings);
+        match TopicConfig::resolve(&topic.configs, &layers) {
+            Ok(config) => Arc::new(config),
+            Err(error) => {
+                tracing::error!(topic = %topic.name, %error, "topic config is not valid; using defaults");
+                Arc::new(config.topic_defaults.clone())
+            }
+        }
+    }
+}
+
+async fn finish_all(openings: Vec<Option<Opening>>) -> Vec<Slot> {
+    let mut slots = Vec::with_capacity(openings.len());
+    for opening in openings {
+        let Some(opening) = opening else {
+            slots.push(Slot::Elsewhere);
+            continue;
+        };
+        let alone = opening.alone;
+        slots.push(match opening.finish_or_offline().await {
+            Some(handle) => {
+                if alone {
+                    // Its leader is elected as soon as its first entry is synced.
+                    wait_until_serving(&handle).await;
+                }
+                Slot::Here(handle)
+            }
+            None => Slot::Offline,
+        });
+    }
+    slots
+}
+
+/// Waits until the partition's leader may answer: its term's first entry is committed, so the high
+/// watermark covers all that was acknowledged before.
+pub(super) async fn wait_until_serving(handle: &PartitionHandle) {
+    let changed = Arc::new(tokio::sync::Notify::new());
+    loop {
+        handle.view().wake(&changed);
+        if handle.view().is_serving() || handle.view().is_deleted() {
+            return;
+        }
+        changed.notified().await;
+    }
+}
+
+fn read_records(
+    view: &PartitionView,
+    from: i64,
+    end: i64,
+    mut take: impl FnMut(MetadataRecord),
+) -> Result<(), ControllerError> {
+    let mut offset = from.max(view.log_start_offset());
+    while offset < end {
+        let failed = |reason: String| ControllerError::Read { offset, reason };
+        let read = view
+            .reader()
+            .read(offset, READ_BYTES_MAX, end, true)
+            .map_err(|error| failed(error.to_string()))?;
+        let mut next = offset;
+        for slice in &read.slices {
+            for batch in BatchIter::new(slice.clone()) {
+                let (header, batch) = batch.map_err(|error| failed(error.to_string()))?;
+                next = header.next_offset();
+                let records = BatchRecords::open(&batch, RECORDS_BYTES_MAX)
+                    .map_err(|error| failed(error.to_string()))?;
+                for record in records.iter() {
+                    let record = record.map_err(|error| failed(error.to_string()))?;
+                    let value = record.value.unwrap_or_default();
+                    let record =
+                        MetadataRecord::decode(value).map_err(|error| failed(error.to_string()))?;
+                    take(record);
+                }
+            }
+        }
+        if next == offset {
+            return Err(failed("the log ends before its high watermark".into()));
+        }
+        offset = next;
+    }
+    Ok(())
+}

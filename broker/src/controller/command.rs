@@ -1,0 +1,161 @@
+//! What brokers ask of the controller for themselves. Clients' requests are handed on as they are.
+
+use serde::{Deserialize, Serialize};
+use streamgauge_protocol::error::ErrorCode;
+use uuid::Uuid;
+
+use super::decide::{NewTopic, Refusal};
+use super::image::{BrokerInfo, Image};
+use super::record::MetadataRecord;
+use crate::ids::base64;
+
+/// A change of the metadata that a broker wants.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Command {
+    /// A topic that a client's request implies, or that the brokers keep for themselves.
+    CreateTopic(NewTopic),
+    DeleteTopic {
+        name: String,
+    },
+    /// Producer ids that nobody else has or will have.
+    AllocateProducerIds {
+        count: i64,
+    },
+    /// The producer ids of an aggregation, the same whenever they are asked for.
+    AssignAggregationProducers {
+        #[serde(with = "base64")]
+        topic_id: Uuid,
+        count: i64,
+    },
+    /// This is me, and here I am.
+    RegisterBroker(BrokerInfo),
+}
+
+/// What came of a command.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum CommandAnswer {
+    Done,
+    /// The first of the ids.
+    ProducerIds {
+        first: i64,
+    },
+    Refused {
+        code: i16,
+        message: String,
+    },
+}
+
+impl CommandAnswer {
+    pub fn refused(refusal: Refusal) -> Self {
+        Self::Refused {
+            code: refusal.code.code(),
+            message: refusal.message,
+        }
+    }
+
+    pub fn into_result(self) -> Result<Option<i64>, Refusal> {
+        match self {
+            Self::Done => Ok(None),
+            Self::ProducerIds { first } => Ok(Some(first)),
+            Self::Refused { code, message } => {
+                let code = ErrorCode::try_from_code(code).unwrap_or(ErrorCode::UnknownServerError);
+                Err(Refusal::new(code, message))
+            }
+        }
+    }
+}
+
+/// Decides about all but the creation of topics, for which the brokers' configuration counts.
+pub fn decide(image: &Image, command: Command) -> (Vec<MetadataRecord>, CommandAnswer) {
+    match command {
+        Command::CreateTopic(_) => (Vec::new(), CommandAnswer::Done),
+        Command::DeleteTopic { name } => {
+            let removed = image
+                .topic(&name)
+                .map(|topic| MetadataRecord::TopicRemoved {
+                    topic_id: topic.topic_id,
+                });
+            (removed.into_iter().collect(), CommandAnswer::Done)
+        }
+        Command::AllocateProducerIds { count } => {
+            let first = image.next_producer_id();
+            let record = MetadataRecord::ProducerIds {
+                next_producer_id: first.saturating_add(count.max(0)),
+            };
+            (vec![record], CommandAnswer::ProducerIds { first })
+        }
+        Command::AssignAggregationProducers { topic_id, count } => {
+            let Some(topic) = image.topic_by_id(topic_id) else {
+                let refusal = Refusal::new(ErrorCode::UnknownTopicId, "the topic was deleted");
+                return (Vec::new(), CommandAnswer::refused(refusal));
+            };
+            if let Some(first) = topic.aggregation_producer_id {
+                return (Vec::new(), CommandAnswer::ProducerIds { first });
+            }
+            let producer_id = image.next_producer_id();
+            let records = vec![
+                MetadataRecord::ProducerIds {
+                    next_producer_id: producer_id.saturating_add(count.max(0)),
+                },
+                MetadataRecord::AggregationProducer {
+                    topic_id,
+                    producer_id,
+                },
+            ];
+            (records, CommandAnswer::ProducerIds { first: producer_id })
+        }
+        Command::RegisterBroker(info) => register(image, info),
+    }
+}
+
+/// A node id belongs to the directory that it came with first: one that comes with an empty disk
+/// has forgotten its votes and what it acknowledged, and must not pass for its former self.
+fn register(image: &Image, info: BrokerInfo) -> (Vec<MetadataRecord>, CommandAnswer) {
+    match image.broker(info.node_id) {
+        Some(known) if *known == info => (Vec::new(), CommandAnswer::Done),
+        Some(known) if known.directory_id != info.directory_id => {
+            let refusal = Refusal::new(
+                ErrorCode::DuplicateBrokerRegistration,
+                format!(
+                    "broker {} is known with another data directory; if its disk is lost, give the new broker \
+                     another node.id",
+                    info.node_id
+                ),
+            );
+            (Vec::new(), CommandAnswer::refused(refusal))
+        }
+        _ => (vec![MetadataRecord::Broker(info)], CommandAnswer::Done),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn info(directory: u128) -> BrokerInfo {
+        BrokerInfo {
+            node_id: 2,
+            directory_id: Uuid::from_u128(directory),
+            host: "b".into(),
+            port: 9092,
+            rack: None,
+        }
+    }
+
+    #[test]
+    fn a_broker_that_comes_back_with_another_disk_is_refused() {
+        let mut image = Image::default();
+        let (records, answer) = decide(&image, Command::RegisterBroker(info(1)));
+        assert_eq!(answer, CommandAnswer::Done);
+        for record in records {
+            image.apply(record);
+        }
+        let (records, _) = decide(&image, Command::RegisterBroker(info(1)));
+        assert!(records.is_empty(), "nothing new");
+        let (records, answer) = decide(&image, Command::RegisterBroker(info(9)));
+        assert!(records.is_empty());
+        assert!(matches!(answer, CommandAnswer::Refused { .. }));
+    }
+}
