@@ -1,5 +1,9 @@
 //! Kafka's wire protocol: frames, versions, guards and record batches. Pure: no I/O, no clock.
 
+// Tests share files with the fuzz targets, which know the crate by its name.
+#[cfg(test)]
+extern crate self as streamgauge_protocol;
+
 pub mod batch;
 pub mod compression;
 pub mod error;

@@ -1,5 +1,7 @@
 //! What was acknowledged is there after `kill -9`, exactly once and in order.
 
+mod full_disk;
+
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
 use std::thread;

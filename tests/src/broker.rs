@@ -70,6 +70,16 @@ impl Broker {
 
     /// As [`Broker::start_with`], but the broker that is named.
     pub fn start_peer(peer: Peer, name: &str, settings: &[&str]) -> Broker {
+        Broker::start_prepared(peer, name, settings, |_| ())
+    }
+
+    /// As [`Broker::start_peer`]; `prepare` is given the data directory, which it may make, before the broker starts.
+    pub fn start_prepared(
+        peer: Peer,
+        name: &str,
+        settings: &[&str],
+        prepare: impl FnOnce(&Path),
+    ) -> Broker {
         let directory = target_dir()
             .join("e2e")
             .join(format!("{name}-{}", std::process::id()));
@@ -81,6 +91,7 @@ impl Broker {
             .chain(settings)
             .map(|&setting| setting.to_owned())
             .collect();
+        prepare(&directory.join("data"));
         if peer == Peer::Kafka {
             format_kafka(&directory, port, &settings);
         }

@@ -109,8 +109,8 @@ pub fn profile_dir() -> PathBuf {
         .to_owned()
 }
 
-/// Says that a runtime is missing; fails under `CI`, skips elsewhere.
-fn missing<T>(runtime: &str, needed_by: &str) -> Option<T> {
+/// Says that something a test needs is missing; fails under `CI`, skips elsewhere.
+pub fn missing<T>(runtime: &str, needed_by: &str) -> Option<T> {
     assert!(
         std::env::var_os("CI").is_none(),
         "{runtime} is missing, and {needed_by} need it"

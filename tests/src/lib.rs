@@ -7,7 +7,7 @@
 //! - `STREAMGAUGE_BIN`: a binary to test instead of the one that `cargo build` gives;
 //! - `STREAMGAUGE_TEST_PEER=kafka`: run the same tests against Apache Kafka, to see that a test is right;
 //! - `STREAMGAUGE_TEST_CACHE`: where fetched clients are kept;
-//! - `CI`: a missing runtime (Java, Python, kcat) is then a failure, not a skipped test.
+//! - `CI`: a missing runtime (Java, Python, kcat, a mount namespace) is then a failure, not a skipped test.
 
 pub mod broker;
 pub mod fetch;

@@ -19,6 +19,9 @@ const PRODUCE_ZSTD_VERSION_MIN: i16 = 7;
 const UNPACK_RATIO_MAX: usize = 128;
 /// No batch is unpacked further than this, whatever the topic allows; whoever reads accepted batches may have to unpack this much.
 pub const UNPACK_BYTES_MAX: usize = 512 << 20;
+/// Records that an answer names as wrong, the first ones; a small batch can unpack to millions, and naming one takes more memory than
+/// the record did.
+pub const RECORD_ERRORS_MAX: usize = 100;
 
 /// The settings of a topic that decide what it takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -83,7 +86,7 @@ impl ValidationError {
         }
     }
 
-    /// Records at fault by their index in the batch, with what to tell the producer (KIP-467).
+    /// Records at fault by their index in the batch, with what to tell the producer (KIP-467). At most [`RECORD_ERRORS_MAX`].
     pub fn record_errors(&self) -> Option<&BTreeMap<i32, String>> {
         match self {
             ValidationError::MissingKeys { records } | ValidationError::Timestamps { records } => {
@@ -263,7 +266,7 @@ fn check_records(
         for header in record.headers {
             header.map_err(malformed)?;
         }
-        if rules.compacted && record.key.is_none() {
+        if rules.compacted && record.key.is_none() && keyless.len() < RECORD_ERRORS_MAX {
             keyless.insert(
                 index,
                 "Compacted topic cannot accept message without key.".to_owned(),
@@ -271,7 +274,8 @@ fn check_records(
         }
         let timestamp = record.timestamp;
         // -1 is "no timestamp", which Kafka lets pass.
-        if check_times && timestamp != -1 && !(oldest..=newest).contains(&timestamp) {
+        let timely = timestamp == -1 || (oldest..=newest).contains(&timestamp);
+        if check_times && !timely && untimely.len() < RECORD_ERRORS_MAX {
             untimely.insert(
                 index,
                 format!("Timestamp {timestamp} is not between {oldest} and {newest}."),

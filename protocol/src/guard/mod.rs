@@ -12,6 +12,11 @@ use schema::{Field, Kind};
 
 /// Elements of arrays and tagged fields in one request.
 pub const ELEMENTS_MAX: usize = 250_000;
+/// Tagged fields from the future that any request may have.
+const UNKNOWN_TAGS_FREE: usize = 64;
+/// Beyond those, bytes of the body for each: the message crate keeps them in a map whose first entry takes a node of 408 bytes, which
+/// would be the greatest multiple of all. A partition of any request is longer than this.
+const UNKNOWN_TAG_BODY_BYTES: usize = 16;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum GuardError {
@@ -25,6 +30,8 @@ pub enum GuardError {
     Varint,
     #[error("tagged field {0} does not fill its size")]
     Tag(u32),
+    #[error("more unknown tagged fields than a request of this size may have")]
+    UnknownTags,
     #[error("no layout for api key {0}")]
     NoLayout(i16),
 }
@@ -36,6 +43,7 @@ pub fn check_request(api: &Api, version: i16, body: &[u8]) -> Result<(), GuardEr
         version,
         flexible: api.is_flexible(version),
         elements: 0,
+        unknown_tags_left: unknown_tags_max(body),
         rest: body,
     };
     walk.structure(fields)
@@ -47,6 +55,7 @@ pub fn check_tags(bytes: &[u8]) -> Result<usize, GuardError> {
         version: 0,
         flexible: true,
         elements: 0,
+        unknown_tags_left: unknown_tags_max(bytes),
         rest: bytes,
     };
     walk.structure(&[])?;
@@ -57,7 +66,12 @@ struct Walk<'a> {
     version: i16,
     flexible: bool,
     elements: usize,
+    unknown_tags_left: usize,
     rest: &'a [u8],
+}
+
+fn unknown_tags_max(body: &[u8]) -> usize {
+    UNKNOWN_TAGS_FREE + body.len() / UNKNOWN_TAG_BODY_BYTES
 }
 
 impl Walk<'_> {
@@ -147,6 +161,11 @@ impl Walk<'_> {
                 if !self.rest.is_empty() {
                     return Err(GuardError::Tag(tag));
                 }
+            } else {
+                self.unknown_tags_left = self
+                    .unknown_tags_left
+                    .checked_sub(1)
+                    .ok_or(GuardError::UnknownTags)?;
             }
             self.rest = after;
         }

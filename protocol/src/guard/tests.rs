@@ -1,137 +1,27 @@
 //! The guard against the message crate: what the crate writes passes, and what passes decodes without harm.
 
-use bytes::Bytes;
 use kafka_protocol::messages as m;
-use kafka_protocol::protocol::{Decodable, Encodable, StrBytes};
+use kafka_protocol::protocol::{Encodable, StrBytes};
 use proptest::prelude::*;
 
 use super::*;
 use crate::versions::{APIS, lookup};
 
-/// Decodes a guarded body with the crate; the answer does not matter, that it comes back does.
-fn decode(key: i16, version: i16, body: &[u8]) -> bool {
-    fn of<R: Decodable>(version: i16, body: &[u8]) -> bool {
-        R::decode(&mut Bytes::copy_from_slice(body), version).is_ok()
-    }
-    let v = lookup(key).unwrap().codec_version(version);
-    match key {
-        0 => of::<m::ProduceRequest>(v, body),
-        1 => of::<m::FetchRequest>(v, body),
-        2 => of::<m::ListOffsetsRequest>(v, body),
-        3 => of::<m::MetadataRequest>(v, body),
-        8 => of::<m::OffsetCommitRequest>(v, body),
-        9 => of::<m::OffsetFetchRequest>(v, body),
-        10 => of::<m::FindCoordinatorRequest>(v, body),
-        11 => of::<m::JoinGroupRequest>(v, body),
-        12 => of::<m::HeartbeatRequest>(v, body),
-        13 => of::<m::LeaveGroupRequest>(v, body),
-        14 => of::<m::SyncGroupRequest>(v, body),
-        15 => of::<m::DescribeGroupsRequest>(v, body),
-        16 => of::<m::ListGroupsRequest>(v, body),
-        18 => of::<m::ApiVersionsRequest>(v, body),
-        19 => of::<m::CreateTopicsRequest>(v, body),
-        20 => of::<m::DeleteTopicsRequest>(v, body),
-        21 => of::<m::DeleteRecordsRequest>(v, body),
-        22 => of::<m::InitProducerIdRequest>(v, body),
-        23 => of::<m::OffsetForLeaderEpochRequest>(v, body),
-        32 => of::<m::DescribeConfigsRequest>(v, body),
-        33 => of::<m::AlterConfigsRequest>(v, body),
-        35 => of::<m::DescribeLogDirsRequest>(v, body),
-        37 => of::<m::CreatePartitionsRequest>(v, body),
-        42 => of::<m::DeleteGroupsRequest>(v, body),
-        44 => of::<m::IncrementalAlterConfigsRequest>(v, body),
-        47 => of::<m::OffsetDeleteRequest>(v, body),
-        60 => of::<m::DescribeClusterRequest>(v, body),
-        61 => of::<m::DescribeProducersRequest>(v, body),
-        75 => of::<m::DescribeTopicPartitionsRequest>(v, body),
-        _ => panic!("api {key} has no decoder in this test"),
-    }
-}
+// Bodies and request types are those that fuzzing uses.
+#[path = "../../fuzz/src/layout.rs"]
+mod layout;
+#[allow(dead_code)]
+#[path = "../../fuzz/src/request.rs"]
+mod request;
 
-/// A body that fills every field of the layout: counts of 2, texts of 3 bytes.
-fn populated(fields: &'static [Field], version: i16, flexible: bool, out: &mut Vec<u8>) {
-    for field in fields
-        .iter()
-        .filter(|field| field.tag.is_none() && field.is_in(version))
-    {
-        value(&field.kind, version, flexible, out);
-    }
-    if flexible {
-        let tagged: Vec<_> = fields
-            .iter()
-            .filter(|field| field.tag.is_some() && field.is_in(version))
-            .collect();
-        out.push(tagged.len() as u8 + 1);
-        for field in tagged {
-            let mut bytes = Vec::new();
-            value(&field.kind, version, flexible, &mut bytes);
-            out.extend([field.tag.unwrap() as u8, bytes.len() as u8]);
-            out.extend(bytes);
-        }
-        out.extend([100, 2, 9, 9]); // a tag from the future
-    }
-}
-
-fn value(kind: &Kind, version: i16, flexible: bool, out: &mut Vec<u8>) {
-    let length = |out: &mut Vec<u8>, n: u8| {
-        if flexible {
-            out.push(n + 1)
-        } else {
-            out.extend([0, 0, 0, n])
-        }
-    };
-    match *kind {
-        Kind::Fixed(bytes) => out.extend(std::iter::repeat_n(0, bytes - 1).chain([1])),
-        Kind::Text => {
-            if flexible {
-                out.push(4)
-            } else {
-                out.extend([0, 3])
-            }
-            out.extend(b"abc");
-        }
-        Kind::Blob => {
-            length(out, 3);
-            out.extend(b"xyz");
-        }
-        Kind::Array(fields) => {
-            length(out, 2);
-            populated(fields, version, flexible, out);
-            populated(fields, version, flexible, out);
-        }
-        Kind::Texts => {
-            length(out, 2);
-            value(&Kind::Text, version, flexible, out);
-            value(&Kind::Text, version, flexible, out);
-        }
-        Kind::Numbers(bytes) => {
-            length(out, 2);
-            out.extend(std::iter::repeat_n(1, bytes * 2));
-        }
-        Kind::Structure(fields) => populated(fields, version, flexible, out),
-        Kind::NullableStructure(fields) => {
-            out.push(1);
-            populated(fields, version, flexible, out);
-        }
-    }
-}
-
-fn body(api: &Api, version: i16) -> Vec<u8> {
-    let mut out = Vec::new();
-    populated(
-        schema::fields(api.key).unwrap(),
-        version,
-        api.is_flexible(version),
-        &mut out,
-    );
-    out
-}
+use layout::{SMALL, Shape, body};
+use request::decodes_unguarded;
 
 #[test]
 fn the_layout_of_every_served_version_is_the_message_crates() {
     for api in APIS {
         for version in api.min..=api.max {
-            let full = body(api, version);
+            let full = body(api, version, SMALL);
             assert_eq!(
                 check_request(api, version, &full),
                 Ok(()),
@@ -139,7 +29,7 @@ fn the_layout_of_every_served_version_is_the_message_crates() {
                 api.name
             );
             assert!(
-                decode(api.key, version, &full),
+                decodes_unguarded(api, version, &full),
                 "{} {version} decodes",
                 api.name
             );
@@ -152,7 +42,7 @@ fn the_layout_of_every_served_version_is_the_message_crates() {
                     api.name
                 );
                 assert!(
-                    !decode(api.key, version, cut),
+                    !decodes_unguarded(api, version, cut),
                     "{} {version} cut at {length} decodes",
                     api.name
                 );
@@ -180,6 +70,31 @@ fn what_the_message_crate_writes_passes() {
 }
 
 #[test]
+fn unknown_tags_are_taken_in_proportion_to_the_request() {
+    // A client of tomorrow adds a field to every partition of a fetch session.
+    let fetch = lookup(1).unwrap();
+    let tomorrow = Shape {
+        elements: 40,
+        text_bytes: 1,
+        unknown_tags: 1,
+        tag_bytes: 4,
+    };
+    assert_eq!(check_request(fetch, 12, &body(fetch, 12, tomorrow)), Ok(()));
+    // Topics of two bytes, each with a map of its own for nothing.
+    let metadata = lookup(3).unwrap();
+    let hostile = Shape {
+        elements: 100,
+        text_bytes: 0,
+        unknown_tags: 1,
+        tag_bytes: 0,
+    };
+    assert_eq!(
+        check_request(metadata, 9, &body(metadata, 9, hostile)),
+        Err(GuardError::UnknownTags)
+    );
+}
+
+#[test]
 fn too_many_elements_are_refused() {
     let api = lookup(42).unwrap();
     let count = ELEMENTS_MAX as u32 + 1;
@@ -196,7 +111,7 @@ proptest! {
     ) {
         let api = &APIS[api];
         let version = api.min + version % (api.max - api.min + 1);
-        let mut damaged = body(api, version);
+        let mut damaged = body(api, version, SMALL);
         for (at, byte) in flips {
             if damaged.is_empty() {
                 break;
@@ -205,7 +120,7 @@ proptest! {
             damaged[at] = if noise { byte } else { 0xff };
         }
         if check_request(api, version, &damaged).is_ok() {
-            decode(api.key, version, &damaged);
+            decodes_unguarded(api, version, &damaged);
         }
     }
 }
