@@ -64,8 +64,11 @@ impl Log {
                 None => tracing::warn!(path = %path.display(), "producer snapshot is not usable"),
             }
         }
-        self.replay_producers(&mut state, from, committed_offset.max(from), now_ms)?;
-        state.advance_log_start(self.log_start_offset());
+        // Only what is committed is deleted: the log start may know of more commits than the caller.
+        let log_start_offset = self.log_start_offset();
+        let committed_offset = committed_offset.max(from).max(log_start_offset);
+        self.replay_producers(&mut state, from, committed_offset, now_ms)?;
+        state.advance_log_start(log_start_offset);
         Ok(state)
     }
 
@@ -139,7 +142,8 @@ impl Log {
                         reason: "a control batch without a readable marker".into(),
                     })
                 })?;
-                if batch.last_offset < committed_offset {
+                // Batches commit whole, but the log may start within one.
+                if batch.base_offset < committed_offset {
                     state.apply_committed(&batch, now_ms);
                 } else {
                     state.append_in_flight(batch);

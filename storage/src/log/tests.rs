@@ -638,3 +638,52 @@ fn a_log_that_is_replaced_is_the_old_or_the_new_one_after_a_crash() {
         }
     }
 }
+
+#[test]
+fn a_full_disk_does_not_hinder_a_truncation() {
+    for index in [RaftIndex(8), RaftIndex(17)] {
+        let (disk, handle) = sim();
+        let mut log = create(&handle, &directory());
+        let entries: Vec<_> = (0..12).map(|_| append(&mut log, 1, 1)).collect();
+        sync(&mut log);
+        disk.set_faults(Faults {
+            capacity_bytes: Some(0),
+            ..Faults::default()
+        });
+        log.truncate_from(index).unwrap();
+        disk.set_faults(Faults::default());
+        let again = append(&mut log, 3, 1);
+        sync(&mut log);
+        disk.crash(&mut || 0);
+        let (log, report) = open(&handle, &directory());
+        assert_eq!(report.corruption, None);
+        let mut expected = entries[..(index.0 - 6) as usize].to_vec();
+        expected.push(again);
+        assert_eq!(all_entries(&log), expected);
+    }
+}
+
+#[test]
+fn what_lies_before_the_log_start_is_committed_for_producers() {
+    let (_, disk) = sim();
+    let mut log = create(&disk, &directory());
+    for sequence in [0, 3] {
+        let mut builder = BatchBuilder::new().producer(7, 0, sequence);
+        for _ in 0..3 {
+            builder.push(1000, None, Some(b"value"), &[]);
+        }
+        let entry = Entry {
+            index: log.last_index().next(),
+            term: Term(1),
+            batch: StampedBatch::stamp(builder.build().unwrap(), log.next_offset(), 0).unwrap(),
+        };
+        log.append(&[entry], 0).unwrap();
+    }
+    // Within the second batch, which is committed as a whole.
+    log.set_log_start_offset(4).unwrap();
+    let mut state = log.recover_producers(0, 0).unwrap();
+    assert_eq!(state.in_flight_count(), 0);
+    assert_eq!(state.committed_end_offset(), 6);
+    state.drop_in_flight_from(6);
+    assert_eq!(state.committed(7).unwrap().last_sequence(), 5);
+}
