@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use streamgauge_protocol::batch::BatchHeader;
 
+use super::checkpoints::RECOVERY_POINT_FILE;
 use super::{Entry, Log, SyncedPoint};
 use crate::error::StorageError;
 use crate::ids::RaftIndex;
@@ -257,7 +258,12 @@ impl Log {
         };
         self.synced = self.synced.min(end);
         if self.recovery_point > end {
-            self.replace_recovery_point(true)?;
+            if self.replace_recovery_point(true).is_err() {
+                // A full disk may have no room for it, and a truncation frees none. Without a
+                // recovery point the next opening is more lenient, which is safe.
+                self.remove_if_there(&self.directory.join(RECOVERY_POINT_FILE))?;
+                self.recovery_point = SyncedPoint::default();
+            }
             self.disk
                 .sync_dir(&self.directory)
                 .map_err(|error| self.io_error("sync", error))?;
