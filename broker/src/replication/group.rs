@@ -226,12 +226,20 @@ impl RaftGroup {
 
     /// [`TICK_MS`] have passed.
     pub fn tick(&mut self) {
-        self.raw.tick();
-        self.changed();
+        if self.may_campaign() {
+            self.raw.tick();
+            self.changed();
+        }
         self.ticks += 1;
         if self.ticks.is_multiple_of(ELECTION_TICKS as u64) {
             self.tell_again_where_to_begin();
         }
+    }
+
+    /// Raft panics in a replica that stands for election while the start of its new log does not
+    /// count as applied.
+    fn may_campaign(&self) -> bool {
+        self.started_in.is_none()
     }
 
     /// Raft sends nothing to a replica that it has told where to begin until it is told what came
@@ -259,6 +267,9 @@ impl RaftGroup {
         let kind = message.get_msg_type();
         if kind == MessageType::MsgPropose {
             // A follower would append what another broker has given an offset.
+            return Ok(());
+        }
+        if kind == MessageType::MsgTimeoutNow && !self.may_campaign() {
             return Ok(());
         }
         if kind == MessageType::MsgAppend && !has_sound_batches(&message) {
