@@ -412,6 +412,18 @@ impl Topic {
             );
             assert_eq!(view.leader_epoch(), views[leader].leader_epoch());
         }
+        // Records and all: what a batch's header says of its epoch, producer and timestamps, too.
+        let start = views.iter().map(|view| view.log_start_offset()).max();
+        let logs: Vec<_> = views
+            .iter()
+            .map(|view| committed_batches(view, start.unwrap_or_default()))
+            .collect();
+        for (node, log) in logs.iter().enumerate() {
+            assert!(
+                *log == logs[leader],
+                "topic {topic}: node {node} has other bytes than its leader {leader}"
+            );
+        }
         assert!(self.promises.is_empty(), "topic {topic}: no answer came");
         assert!(self.deletions.is_empty(), "topic {topic}: no answer came");
         for producer in &self.producers {
@@ -422,4 +434,19 @@ impl Topic {
             );
         }
     }
+}
+
+/// The bytes of all committed batches from the one with that offset on.
+fn committed_batches(view: &PartitionView, start: i64) -> Vec<u8> {
+    let end = view.high_watermark();
+    let mut bytes = Vec::new();
+    let mut offset = start;
+    while offset < end {
+        let read = view.reader().read(offset, 1_000, end, true);
+        let read = read.expect("what is committed can be read");
+        assert!(read.next_offset > offset, "nothing at {offset}");
+        offset = read.next_offset;
+        bytes.extend(read.slices.into_iter().flatten());
+    }
+    bytes
 }

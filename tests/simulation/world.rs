@@ -71,6 +71,9 @@ pub struct Node {
     skew_ms: i64,
     syncing: Option<(u64, Vec<SyncTicket>)>,
     sync_failed: bool,
+    /// Writes failed while others lead: a truncation that did not come to its end leaves a log that
+    /// is known again only once it is opened.
+    may_have_failed_log: bool,
 }
 
 /// A message between two nodes.
@@ -108,6 +111,7 @@ impl World {
                 skew_ms: i64::try_from(random.below(7_200_000)).expect("small") - 3_600_000,
                 syncing: None,
                 sync_failed: false,
+                may_have_failed_log: false,
             })
             .collect();
         let mut world = Self {
@@ -223,6 +227,7 @@ impl World {
         state.disk.set_faults(Faults::default());
         state.trouble = Trouble::None;
         state.sync_failed = false;
+        state.may_have_failed_log = false;
         // Power may go again while the broker recovers.
         for _ in 0..3 {
             if !self.random.one_in(4) {
@@ -449,6 +454,7 @@ impl World {
     fn fault(&mut self, node: usize) {
         let choice = self.random.below(4);
         let (few, small) = (self.random.below(30), self.random.below(500));
+        let has_peers = !self.is_alone();
         let state = &mut self.nodes[node];
         match (state.trouble, choice) {
             (Trouble::Fatal, _) => self.restart(node, true),
@@ -462,6 +468,7 @@ impl World {
             }
             (Trouble::None, 1) => {
                 state.trouble = Trouble::Writes;
+                state.may_have_failed_log = has_peers;
                 state.disk.set_faults(Faults {
                     fail_writes: true,
                     ..Faults::default()
@@ -641,6 +648,9 @@ impl World {
                 Trouble::Fatal => self.restart(node, true),
                 Trouble::Writes => self.mend(node),
                 Trouble::None => {}
+            }
+            if self.nodes[node].may_have_failed_log {
+                self.restart(node, false);
             }
         }
         let rounds = if self.is_alone() { 12 } else { 120 };
