@@ -10,6 +10,7 @@ pub mod error;
 pub mod fetch_response;
 pub mod frame;
 pub mod guard;
+pub mod newer;
 pub mod versions;
 
 /// The one version of the message crate that the workspace speaks: every dependent takes message types from here.

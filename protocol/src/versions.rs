@@ -13,7 +13,7 @@ pub struct Api {
     /// Lowest and highest versions that are really answered.
     pub min: i16,
     pub max: i16,
-    /// Highest version that the message crate knows; later ones have the same layout.
+    /// Highest version that can be coded, by the message crate or by [`crate::newer`]; later ones have the same layout.
     pub codec_max: i16,
     /// First version with compact lengths and tagged fields (KIP-482); `i16::MAX` for none.
     pub flexible_from: i16,
@@ -24,7 +24,7 @@ impl Api {
         (self.min..=self.max).contains(&version)
     }
 
-    /// The version to hand to the message crate.
+    /// The version to code with.
     pub fn codec_version(&self, version: i16) -> i16 {
         version.min(self.codec_max)
     }
@@ -54,9 +54,9 @@ pub const APIS: &[Api] = &[
         ..api(2, "ListOffsets", 1, 11, 6)
     },
     api(3, "Metadata", 0, 13, 9),
-    // Version 10 of both (topic ids) is unstable in Kafka 4.1, and the message crate cannot read it.
-    api(8, "OffsetCommit", 2, 9, 8),
-    api(9, "OffsetFetch", 1, 9, 6),
+    // The requests of version 10 (topic ids) are read by `newer`, as the message crate cannot.
+    api(8, "OffsetCommit", 2, 10, 8),
+    api(9, "OffsetFetch", 1, 10, 6),
     api(10, "FindCoordinator", 0, 6, 3),
     api(11, "JoinGroup", 0, 9, 6),
     api(12, "Heartbeat", 0, 4, 4),
@@ -72,7 +72,8 @@ pub const APIS: &[Api] = &[
     api(23, "OffsetForLeaderEpoch", 2, 4, 4),
     api(32, "DescribeConfigs", 1, 4, 4),
     api(33, "AlterConfigs", 0, 2, 2),
-    api(35, "DescribeLogDirs", 1, 4, 2),
+    // Version 5 is coded by `newer`.
+    api(35, "DescribeLogDirs", 1, 5, 2),
     api(37, "CreatePartitions", 0, 3, 2),
     api(42, "DeleteGroups", 0, 2, 2),
     api(44, "IncrementalAlterConfigs", 0, 1, 1),

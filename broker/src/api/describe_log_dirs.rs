@@ -1,6 +1,9 @@
-//! DescribeLogDirs, versions 1 to 4 (KIP-113, KIP-827): what the data directory holds.
+//! DescribeLogDirs, versions 1 to 5 (KIP-113, KIP-827, KIP-1066): what the data directory holds.
+//!
+//! The one data directory can not be cordoned: no other could take its partitions.
 
 use streamgauge_protocol::messages::protocol::StrBytes;
+use streamgauge_protocol::newer::{Cordonable, Newer};
 
 use super::Context;
 use super::kafka::DescribeLogDirsRequest;
@@ -9,7 +12,7 @@ use super::kafka::describe_log_dirs_response::{
 };
 use super::metadata::topic_name;
 
-pub async fn handle(context: Context, request: DescribeLogDirsRequest) -> DescribeLogDirsResponse {
+pub async fn handle(context: Context, Newer(request): Newer<DescribeLogDirsRequest>) -> Cordonable {
     let broker = &context.broker;
     let mut topics = Vec::new();
     for handle in broker.topics.all() {
@@ -48,7 +51,10 @@ pub async fn handle(context: Context, request: DescribeLogDirsRequest) -> Descri
         .with_topics(topics)
         .with_total_bytes(total_bytes)
         .with_usable_bytes(usable_bytes);
-    DescribeLogDirsResponse::default().with_results(vec![result])
+    Cordonable {
+        response: DescribeLogDirsResponse::default().with_results(vec![result]),
+        is_cordoned: false,
+    }
 }
 
 /// The size and the free space of the file system, -1 where it does not say.

@@ -42,6 +42,7 @@ use streamgauge_protocol::frame::{self, FrameError, RequestHeader};
 use streamgauge_protocol::messages::messages as kafka;
 use streamgauge_protocol::messages::messages::ApiKey;
 use streamgauge_protocol::messages::protocol::{Decodable, Encodable, HeaderVersion};
+use streamgauge_protocol::newer::Newer;
 use streamgauge_protocol::versions::Api;
 
 use crate::broker::Broker;
@@ -262,8 +263,12 @@ fn dispatch(request: Request) -> Result<Handling, RequestError> {
         ApiKey::Fetch => fetch::handle(request),
         ApiKey::ListOffsets => request.answer(list_offsets::handle),
         ApiKey::Metadata => request.answer(metadata::handle),
-        ApiKey::OffsetCommit => request.answer(groups::offset_commit),
-        ApiKey::OffsetFetch => request.answer(groups::offset_fetch),
+        ApiKey::OffsetCommit => {
+            request.answer(|context, Newer(commit)| groups::offset_commit(context, commit))
+        }
+        ApiKey::OffsetFetch => {
+            request.answer(|context, Newer(fetch)| groups::offset_fetch(context, fetch))
+        }
         ApiKey::FindCoordinator => request.answer(groups::find_coordinator),
         ApiKey::JoinGroup => request.answer(groups::join_group),
         ApiKey::Heartbeat => request.answer(groups::heartbeat),

@@ -1,4 +1,5 @@
-//! OffsetCommit 2-9 (KIP-211, 320, 345, 848). Version 10, with topic ids, is understood but not served yet.
+//! OffsetCommit 2-10 (KIP-211, 320, 345, 848). From version 10 on a topic is known by its id alone, so a commit for a deleted topic
+//! does not reach the one that took its name.
 
 use crate::group::coordinator::RequestInfo;
 use crate::group::service::GroupCoordinator;

@@ -1,4 +1,4 @@
-//! OffsetFetch 1-9 (KIP-320, 447, 709 several groups). Version 10, with topic ids, is understood but not served yet.
+//! OffsetFetch 1-10 (KIP-320, 447, 709 several groups, 848 topic ids from version 10 on).
 
 use crate::group::coordinator::RequestInfo;
 use crate::group::service::GroupCoordinator;

@@ -123,7 +123,11 @@ impl Connection {
             api: api.name,
         };
         let &(served_min, served_max) = self.served.get(&R::KEY).ok_or_else(unsupported)?;
-        let version = served_max.min(api.codec_max).min(version_max);
+        // Not `codec_max`: what this broker reads by `newer` the message crate cannot write.
+        let version = served_max
+            .min(api.max)
+            .min(R::VERSIONS.max)
+            .min(version_max);
         if version < served_min.max(api.min) {
             return Err(unsupported());
         }

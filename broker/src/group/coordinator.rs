@@ -30,7 +30,8 @@ use kafka_protocol::messages::{
     OffsetCommitResponse, OffsetDeleteRequest, OffsetDeleteResponse, SyncGroupRequest, TopicName,
 };
 use kafka_protocol::protocol::StrBytes;
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use uuid::Uuid;
 
 /// Who sent a request, and how.
 #[derive(Clone, Debug, Default)]
@@ -61,7 +62,14 @@ pub enum Request {
     Describe(GroupId),
     List,
     Delete(GroupId),
-    TopicsDeleted(Vec<String>),
+    TopicsDeleted(Vec<DeletedTopic>),
+}
+
+/// A topic that is gone. Another may have its name by now, so the id says which offsets go with it.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct DeletedTopic {
+    pub name: String,
+    pub id: Uuid,
 }
 
 /// The answer to a [`Request`] of the same kind.
@@ -460,19 +468,26 @@ impl PartitionCoordinator {
         decision
     }
 
+    /// Offsets of a topic that went and whose name another has are not its. When all are asked for, a name stands once for
+    /// every id under which offsets were committed, and the caller, who knows the living one, chooses.
     fn fetch_offsets(&self, request: &OffsetFetchRequestGroup) -> OffsetFetchResponseGroup {
         let group_id = request.group_id.as_str();
         let mut response =
             OffsetFetchResponseGroup::default().with_group_id(request.group_id.clone());
         let Some(topics) = &request.topics else {
             for (name, partitions) in self.offsets.topics(group_id) {
-                let mut topic =
-                    OffsetFetchResponseTopics::default().with_name(TopicName(text(name)));
-                topic.partitions = partitions
-                    .iter()
-                    .map(|(index, value)| fetched(*index, Some(value)))
-                    .collect();
-                response.topics.push(topic);
+                let mut by_id: BTreeMap<Uuid, Vec<_>> = BTreeMap::new();
+                for (index, value) in partitions {
+                    let same = by_id.entry(value.topic_id).or_default();
+                    same.push(fetched(*index, Some(value)));
+                }
+                for (topic_id, partitions) in by_id {
+                    let topic = OffsetFetchResponseTopics::default()
+                        .with_name(TopicName(text(name)))
+                        .with_topic_id(topic_id)
+                        .with_partitions(partitions);
+                    response.topics.push(topic);
+                }
             }
             return response;
         };
@@ -481,10 +496,9 @@ impl PartitionCoordinator {
                 .with_name(wanted.name.clone())
                 .with_topic_id(wanted.topic_id);
             for index in &wanted.partition_indexes {
-                topic.partitions.push(fetched(
-                    *index,
-                    self.offsets.get(group_id, &wanted.name, *index),
-                ));
+                let value = self.offsets.get(group_id, &wanted.name, *index);
+                let value = value.filter(|value| value.may_be_of(wanted.topic_id));
+                topic.partitions.push(fetched(*index, value));
             }
             response.topics.push(topic);
         }
@@ -568,16 +582,21 @@ impl PartitionCoordinator {
     }
 
     /// Removes the offsets of topics that are gone.
-    pub fn forget_topics(&mut self, topics: &BTreeSet<String>, now_ms: i64) -> Decision {
+    pub fn forget_topics(&mut self, topics: &BTreeSet<DeletedTopic>, now_ms: i64) -> Decision {
         let mut decision = Decision::default();
         if topics.is_empty() {
             return decision;
         }
+        let mut deleted: HashMap<&str, Vec<Uuid>> = HashMap::new();
+        for topic in topics {
+            deleted.entry(&topic.name).or_default().push(topic.id);
+        }
         let ids: Vec<String> = self.offsets.group_ids().cloned().collect();
         for group_id in ids {
-            let gone = self
-                .offsets
-                .tombstones(&group_id, |topic, _, _| topics.contains(topic));
+            let gone = self.offsets.tombstones(&group_id, |topic, _, value| {
+                let ids = deleted.get(topic);
+                ids.is_some_and(|ids| ids.iter().any(|id| value.may_be_of(*id)))
+            });
             decision.records.extend(gone);
         }
         self.apply(&decision.records, now_ms);

@@ -312,10 +312,11 @@ fn a_deleted_topics_offsets_go_in_every_group() {
             assert_eq!(bench.commit(group, topic, -1, 9), 0);
         }
     }
-    bench.ask(Request::TopicsDeleted(vec![
-        "gone".into(),
-        "never seen".into(),
-    ]));
+    let deleted = ["gone", "never seen"].map(|name| DeletedTopic {
+        name: name.into(),
+        id: Uuid::from_u128(1),
+    });
+    bench.ask(Request::TopicsDeleted(deleted.into()));
     assert_eq!(
         (bench.topics("g"), bench.topics("h")),
         (vec!["stays"], vec!["stays"])

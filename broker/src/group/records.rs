@@ -62,6 +62,13 @@ pub struct OffsetCommitValue {
     pub topic_id: Uuid,
 }
 
+impl OffsetCommitValue {
+    /// Whether this may be an offset of the topic with this id: it is not if both ids are known and differ.
+    pub fn may_be_of(&self, topic_id: Uuid) -> bool {
+        self.topic_id.is_nil() || topic_id.is_nil() || self.topic_id == topic_id
+    }
+}
+
 /// A classic group as it is stored after each rebalance.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GroupMetadataValue {

@@ -13,7 +13,7 @@
 use super::batch;
 use super::classic::Token;
 use super::config::GroupConfig;
-use super::coordinator::{Decision, PartitionCoordinator, Reply, Request};
+use super::coordinator::{Decision, DeletedTopic, PartitionCoordinator, Reply, Request};
 use super::log::CoordinatorLog;
 use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
@@ -103,7 +103,7 @@ struct PartitionTask {
     next_token: Token,
     in_flight: FuturesOrdered<BoxFuture<'static, Commit>>,
     /// Topics that were deleted while the log was being read; their offsets go as soon as they are known.
-    deleted_topics: BTreeSet<String>,
+    deleted_topics: BTreeSet<DeletedTopic>,
     /// Appends so far; names them in order.
     appends: u64,
     held: VecDeque<HeldReplies>,

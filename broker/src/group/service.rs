@@ -5,7 +5,7 @@
 
 use super::classic::{JoinReply, Joined};
 use super::config::GroupConfig;
-use super::coordinator::{Reply, Request, RequestInfo, text};
+use super::coordinator::{DeletedTopic, Reply, Request, RequestInfo, text};
 use super::log::{CoordinatorLog, TopicLookup};
 use super::runtime::{self, Clock, Envelope};
 use kafka_protocol::error::ResponseError;
@@ -73,7 +73,7 @@ impl GroupCoordinator {
     }
 
     /// Topics are gone: removes their committed offsets here. Call on every broker.
-    pub async fn topics_deleted(&self, topics: Vec<String>) {
+    pub async fn topics_deleted(&self, topics: Vec<DeletedTopic>) {
         // One that is loading does it afterwards; of one that has moved, the new leader hears of the deletion too.
         let asked = self
             .senders()

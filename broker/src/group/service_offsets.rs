@@ -1,5 +1,8 @@
 //! The offset APIs of [`GroupCoordinator`]: topics are looked up here, by name or (from version 10 on) by id, so that
-//! the coordinator of a partition only sees names that exist.
+//! the coordinator of a partition only sees names that exist, and ids with them.
+//!
+//! As in Kafka an offset is stored with its topic's id, and its key is the name. Where a topic was deleted and made anew, an offset that was
+//! left over from the old one is not shown for the new one; Kafka says so for version 10 only, here it holds for every version.
 
 use super::coordinator::{Reply, Request, RequestInfo, text};
 use super::service::{GroupCoordinator, unexpected};
@@ -143,9 +146,15 @@ impl GroupCoordinator {
         version: i16,
     ) -> OffsetFetchResponseGroup {
         let by_id = version >= 10;
+        let all = group.topics.is_none();
         let mut unknown = Vec::new();
-        if by_id && let Some(topics) = &mut group.topics {
-            for topic in std::mem::take(topics) {
+        if let Some(topics) = &mut group.topics {
+            for mut topic in std::mem::take(topics) {
+                if !by_id {
+                    topic.topic_id = self.topics.topic_id(&topic.name).unwrap_or_default();
+                    topics.push(topic);
+                    continue;
+                }
                 match self.topics.topic_name(topic.topic_id) {
                     Some(name) => topics.push(topic.with_name(TopicName(text(&name)))),
                     None => unknown.push(topic),
@@ -165,18 +174,44 @@ impl GroupCoordinator {
                     .with_error_code(code);
             }
         };
-        if by_id {
-            for topic in &mut fetched.topics {
-                topic.topic_id = self.topics.topic_id(&topic.name).unwrap_or_default();
+        if fetched.error_code != 0 {
+            return fetched;
+        }
+        if all {
+            fetched.topics = self.living(fetched.topics, by_id);
+        }
+        let unknown_id = ResponseError::UnknownTopicId.code();
+        fetched.topics.extend(failed_fetch(unknown, unknown_id));
+        for topic in &mut fetched.topics {
+            if by_id {
                 topic.name = TopicName::default();
+            } else {
+                topic.topic_id = uuid::Uuid::nil();
             }
-            // Offsets of topics that have no id any more cannot be shown.
-            fetched.topics.retain(|topic| !topic.topic_id.is_nil());
-            fetched
-                .topics
-                .extend(failed_fetch(unknown, ResponseError::UnknownTopicId.code()));
         }
         fetched
+    }
+
+    /// Of all offsets of a group those whose topic is the one that has the name now. A topic that is gone can only be shown by name.
+    fn living(
+        &self,
+        topics: Vec<OffsetFetchResponseTopics>,
+        by_id: bool,
+    ) -> Vec<OffsetFetchResponseTopics> {
+        let mut living: Vec<OffsetFetchResponseTopics> = Vec::with_capacity(topics.len());
+        for mut topic in topics {
+            match self.topics.topic_id(&topic.name) {
+                Some(id) if topic.topic_id.is_nil() || topic.topic_id == id => topic.topic_id = id,
+                None if !by_id => {}
+                _ => continue,
+            }
+            // Offsets with and without an id follow each other.
+            match living.last_mut().filter(|last| last.name == topic.name) {
+                Some(last) => last.partitions.extend(topic.partitions),
+                None => living.push(topic),
+            }
+        }
+        living
     }
 
     /// OffsetDelete 0.

@@ -4,7 +4,9 @@ use kafka_protocol::messages::join_group_request::JoinGroupRequestProtocol;
 use kafka_protocol::messages::offset_commit_request::{
     OffsetCommitRequestPartition, OffsetCommitRequestTopic,
 };
-use kafka_protocol::messages::offset_fetch_request::OffsetFetchRequestGroup;
+use kafka_protocol::messages::offset_fetch_request::{
+    OffsetFetchRequestGroup, OffsetFetchRequestTopics,
+};
 use kafka_protocol::messages::{OffsetCommitRequest, OffsetFetchRequest, TopicName};
 
 use kafka_protocol::messages::OffsetDeleteRequest;
@@ -361,19 +363,176 @@ async fn commits_and_fetches_of_offsets_can_be_said_in_every_version() {
     }
 }
 
+/// `orders`, whose id is that of its present life.
+struct Reborn(std::sync::atomic::AtomicU64);
+
+impl Reborn {
+    fn id(&self) -> uuid::Uuid {
+        let life = self.0.load(std::sync::atomic::Ordering::Relaxed);
+        uuid::Uuid::from_u128(life.into())
+    }
+}
+
+impl TopicLookup for Reborn {
+    fn topic_id(&self, name: &str) -> Option<uuid::Uuid> {
+        (name == "orders").then(|| self.id())
+    }
+
+    fn topic_name(&self, id: uuid::Uuid) -> Option<String> {
+        (id == self.id()).then(|| "orders".to_owned())
+    }
+
+    fn partition_count(&self, name: &str) -> Option<i32> {
+        (name == "orders").then_some(2)
+    }
+}
+
+/// Commits to partitions 0 and 1 of a topic, and 2, which there is not; each partition's error.
+async fn commit_by_id(coordinator: &GroupCoordinator, id: u128) -> Vec<i16> {
+    let mut request = commit_of("g", "", 0..3);
+    request.topics[0].topic_id = uuid::Uuid::from_u128(id);
+    let answer = coordinator.offset_commit(info(10), request).await;
+    assert_encodes(&answer, 10);
+    assert_eq!(answer.topics.len(), 1);
+    let topic = &answer.topics[0];
+    assert_eq!((topic.topic_id.as_u128(), topic.name.as_str()), (id, ""));
+    let mut codes: Vec<_> = topic.partitions.iter().collect();
+    codes.sort_by_key(|partition| partition.partition_index);
+    codes.iter().map(|partition| partition.error_code).collect()
+}
+
+/// Topic id, offset and error of each partition of `g`; of partitions 0 and 1 of the topics `ids`, or of all topics.
+async fn fetch_by_id(
+    coordinator: &GroupCoordinator,
+    ids: Option<&[u128]>,
+) -> Vec<(u128, i64, i16)> {
+    let wanted = ids.map(|ids| {
+        let topics = ids.iter().map(|id| {
+            OffsetFetchRequestTopics::default()
+                .with_topic_id(uuid::Uuid::from_u128(*id))
+                .with_partition_indexes(vec![0, 1])
+        });
+        topics.collect()
+    });
+    let group = OffsetFetchRequestGroup::default()
+        .with_group_id(GroupId(text("g")))
+        .with_topics(wanted);
+    let request = OffsetFetchRequest::default().with_groups(vec![group]);
+    let answer = coordinator.offset_fetch(info(10), request).await;
+    assert_encodes(&answer, 10);
+    assert_eq!(answer.groups[0].error_code, 0);
+    let topics = answer.groups[0].topics.iter();
+    let found = topics.flat_map(|topic| {
+        assert_eq!(topic.name.as_str(), "");
+        let partitions = topic.partitions.iter();
+        partitions.map(|p| (topic.topic_id.as_u128(), p.committed_offset, p.error_code))
+    });
+    found.collect()
+}
+
+async fn fetch_by_name(coordinator: &GroupCoordinator, version: i16) -> Vec<i64> {
+    let topic = OffsetFetchRequestTopics::default()
+        .with_name(TopicName(text("orders")))
+        .with_partition_indexes(vec![0]);
+    let mut group = OffsetFetchRequestGroup::default()
+        .with_group_id(GroupId(text("g")))
+        .with_topics(Some(vec![topic]));
+    let mut offsets = Vec::new();
+    for _ in 0..2 {
+        let request = OffsetFetchRequest::default().with_groups(vec![group.clone()]);
+        let answer = coordinator.offset_fetch(info(version), request).await;
+        assert_encodes(&answer, version);
+        let topics = answer.groups[0].topics.iter();
+        offsets.extend(topics.flat_map(|t| t.partitions.iter().map(|p| p.committed_offset)));
+        group.topics = None;
+    }
+    offsets
+}
+
+#[tokio::test]
+async fn in_version_10_topics_are_known_by_their_ids() {
+    let coordinator = coordinator(&MemoryLog::open());
+    assert_eq!(commit(&coordinator, 5).await, 0);
+    let unknown_partition = ResponseError::UnknownTopicOrPartition.code();
+    let unknown_id = ResponseError::UnknownTopicId.code();
+    assert_eq!(
+        commit_by_id(&coordinator, 7).await,
+        [0, 0, unknown_partition]
+    );
+    assert_eq!(commit_by_id(&coordinator, 8).await, [unknown_id; 3]);
+    assert_eq!(commit_by_id(&coordinator, 0).await, [unknown_id; 3]);
+    assert_eq!(
+        fetch_by_id(&coordinator, Some(&[8, 7, 0])).await,
+        [
+            (7, 7, 0),
+            (7, 7, 0),
+            (8, -1, unknown_id),
+            (8, -1, unknown_id),
+            (0, -1, unknown_id),
+            (0, -1, unknown_id)
+        ]
+    );
+    assert_eq!(
+        fetch_by_id(&coordinator, None).await,
+        [(7, 7, 0), (7, 7, 0)]
+    );
+    assert_eq!(fetch_by_name(&coordinator, 9).await, [7, 7, 7]);
+}
+
+#[tokio::test]
+async fn a_topic_made_anew_does_not_take_over_the_offsets_of_the_old_one() {
+    let topics = Arc::new(Reborn(7.into()));
+    let config = GroupConfig {
+        offsets_topic_partitions: 1,
+        ..GroupConfig::default()
+    };
+    let coordinator = GroupCoordinator::new(config, topics.clone(), Arc::new(|| 1_000));
+    coordinator.become_leader(0, MemoryLog::open());
+    assert_eq!(commit(&coordinator, 5).await, 0);
+    let unknown_partition = ResponseError::UnknownTopicOrPartition.code();
+    let unknown_id = ResponseError::UnknownTopicId.code();
+    assert_eq!(
+        commit_by_id(&coordinator, 7).await,
+        [0, 0, unknown_partition]
+    );
+    // As after a crash between the deletion and the removal of its offsets.
+    topics.0.store(8, std::sync::atomic::Ordering::Relaxed);
+    assert_eq!(commit_by_id(&coordinator, 7).await, [unknown_id; 3]);
+    assert_eq!(
+        fetch_by_id(&coordinator, Some(&[7, 8])).await,
+        [
+            (8, -1, 0),
+            (8, -1, 0),
+            (7, -1, unknown_id),
+            (7, -1, unknown_id)
+        ]
+    );
+    assert_eq!(fetch_by_id(&coordinator, None).await, []);
+    assert_eq!(fetch_by_name(&coordinator, 8).await, [-1]);
+    // Only partition 1 is committed to again.
+    assert_eq!(commit(&coordinator, 6).await, 0);
+    assert_eq!(fetch_by_id(&coordinator, None).await, [(8, 6, 0)]);
+    let deleted = DeletedTopic {
+        name: "orders".into(),
+        id: uuid::Uuid::from_u128(7),
+    };
+    coordinator.topics_deleted(vec![deleted]).await;
+    assert_eq!(fetch_by_id(&coordinator, None).await, [(8, 6, 0)]);
+}
+
 #[tokio::test]
 async fn an_error_of_the_group_stands_where_each_version_looks_for_it() {
     let elsewhere =
         GroupCoordinator::new(GroupConfig::default(), Arc::new(OneTopic), Arc::new(|| 0));
     let code = ResponseError::NotCoordinator.code();
-    for version in 2..=9 {
-        let committed = elsewhere
-            .offset_commit(info(version), commit_of("g", "orders", 0..1))
-            .await;
+    for version in 2..=10 {
+        let mut request = commit_of("g", "orders", 0..1);
+        request.topics[0].topic_id = uuid::Uuid::from_u128(7);
+        let committed = elsewhere.offset_commit(info(version), request).await;
         assert_eq!(committed.topics[0].partitions[0].error_code, code);
         assert_encodes(&committed, version);
     }
-    for version in 1..=9 {
+    for version in 1..=10 {
         let topic = OffsetFetchRequestTopic::default()
             .with_name(TopicName(text("orders")))
             .with_partition_indexes(vec![0]);
@@ -529,7 +688,11 @@ async fn a_topic_deleted_while_the_log_is_read_leaves_no_offsets() {
     let held = log.reads.clone().acquire_owned().await;
     let next = coordinator(&log);
     settle().await;
-    next.topics_deleted(vec!["orders".into()]).await;
+    let deleted = DeletedTopic {
+        name: "orders".into(),
+        id: uuid::Uuid::from_u128(7),
+    };
+    next.topics_deleted(vec![deleted]).await;
     let heartbeat = next
         .heartbeat(HeartbeatRequest::default().with_group_id(GroupId(text("g"))))
         .await;

@@ -4,6 +4,7 @@ use bytes::Bytes;
 use streamgauge_protocol::frame::{self, FrameError};
 use streamgauge_protocol::messages::messages as m;
 use streamgauge_protocol::messages::protocol::Decodable;
+use streamgauge_protocol::newer::Newer;
 use streamgauge_protocol::versions::Api;
 
 /// Calls a function of a request type with the type that an API key has.
@@ -14,8 +15,8 @@ macro_rules! with_request_type {
             1 => $function::<m::FetchRequest>($($argument),*),
             2 => $function::<m::ListOffsetsRequest>($($argument),*),
             3 => $function::<m::MetadataRequest>($($argument),*),
-            8 => $function::<m::OffsetCommitRequest>($($argument),*),
-            9 => $function::<m::OffsetFetchRequest>($($argument),*),
+            8 => $function::<Newer<m::OffsetCommitRequest>>($($argument),*),
+            9 => $function::<Newer<m::OffsetFetchRequest>>($($argument),*),
             10 => $function::<m::FindCoordinatorRequest>($($argument),*),
             11 => $function::<m::JoinGroupRequest>($($argument),*),
             12 => $function::<m::HeartbeatRequest>($($argument),*),
@@ -31,7 +32,7 @@ macro_rules! with_request_type {
             23 => $function::<m::OffsetForLeaderEpochRequest>($($argument),*),
             32 => $function::<m::DescribeConfigsRequest>($($argument),*),
             33 => $function::<m::AlterConfigsRequest>($($argument),*),
-            35 => $function::<m::DescribeLogDirsRequest>($($argument),*),
+            35 => $function::<Newer<m::DescribeLogDirsRequest>>($($argument),*),
             37 => $function::<m::CreatePartitionsRequest>($($argument),*),
             42 => $function::<m::DeleteGroupsRequest>($($argument),*),
             44 => $function::<m::IncrementalAlterConfigsRequest>($($argument),*),
@@ -72,7 +73,7 @@ fn guarded<R: Decodable>(api: &Api, version: i16, body: Bytes) -> Result<Decoded
     frame::decode_request::<R>(api, version, body).map(|_| Decoded::Message)
 }
 
-/// Whether the message crate alone, without the guard, reads a body.
+/// Whether the codec alone, without the guard, reads a body.
 pub fn decodes_unguarded(api: &Api, version: i16, body: &[u8]) -> bool {
     fn reads<R: Decodable>(version: i16, body: &[u8]) -> bool {
         R::decode(&mut Bytes::copy_from_slice(body), version).is_ok()

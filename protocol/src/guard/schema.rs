@@ -1,4 +1,4 @@
-//! The layout of every request that is served, in wire order, from Kafka 4.1's message schemas.
+//! The layout of every request that is served, in wire order, from Kafka 4.3's message schemas.
 //!
 //! Only what a length check needs: sizes and versions. Nullability is the decoder's business.
 
