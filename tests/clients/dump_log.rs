@@ -108,7 +108,7 @@ fn kafka_dump_log_reads_our_segments_indexes_offsets_and_snapshots() {
 fn dump(arguments: &str, files: &[PathBuf]) -> String {
     assert!(!files.is_empty(), "no files to dump with {arguments}");
     let mut java = java().expect("asked before");
-    java.arg("kafka.tools.DumpLogSegments")
+    java.arg("org.apache.kafka.tools.DumpLogSegments")
         .args(arguments.split_whitespace());
     let files: Vec<String> = files
         .iter()

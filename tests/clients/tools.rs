@@ -59,9 +59,9 @@ fn console_producer_and_consumer_and_consumer_groups_work() {
         "",
     );
     let input = "h:1,h:2\tk1\tone\nh:3\tk2\ttwo\nh:4\tk3\tthree\n";
-    tools.run("ConsoleProducer", "--topic tools-c --property parse.key=true --property parse.headers=true --compression-codec zstd", input);
+    tools.run("ConsoleProducer", "--topic tools-c --reader-property parse.key=true --reader-property parse.headers=true --compression-codec zstd", input);
     let read = "--topic tools-c --from-beginning --max-messages 3 --timeout-ms 30000 --group tools-g \
-                --property print.key=true --property print.headers=true --property print.offset=true";
+                --formatter-property print.key=true --formatter-property print.headers=true --formatter-property print.offset=true";
     let read = tools.run("consumer.ConsoleConsumer", read, "");
     assert_eq!(
         read,
@@ -98,7 +98,7 @@ fn kafka_producer_perf_test_works() {
         tools.broker.bootstrap()
     );
     let arguments = format!(
-        "--topic tools-p --num-records 20000 --record-size 200 --throughput -1 --producer-props {properties}"
+        "--topic tools-p --num-records 20000 --record-size 200 --throughput -1 --command-property {properties}"
     );
     let mut java = java().expect("ready");
     java.arg("org.apache.kafka.tools.ProducerPerformance")

@@ -1,6 +1,7 @@
 // Apache Kafka's Java clients against the broker at args[0]: named checks that all run in one JVM.
 // Ends with 1 if any failed.
 
+import java.nio.ByteBuffer;
 import java.time.Duration;
 import java.util.*;
 import java.util.concurrent.ExecutionException;
@@ -13,6 +14,9 @@ import org.apache.kafka.common.*;
 import org.apache.kafka.common.config.ConfigResource;
 import org.apache.kafka.common.errors.*;
 import org.apache.kafka.common.header.internals.RecordHeader;
+import org.apache.kafka.common.message.*;
+import org.apache.kafka.common.protocol.Errors;
+import org.apache.kafka.common.requests.*;
 import org.apache.kafka.common.serialization.*;
 
 public class Client {
@@ -39,6 +43,10 @@ public class Client {
         CHECKS.put("topics_are_administered", Client::topicsAreAdministered);
         CHECKS.put("a_topic_made_anew_is_another_topic", Client::aTopicMadeAnewIsAnotherTopic);
         CHECKS.put("groups_are_administered", Client::groupsAreAdministered);
+        CHECKS.put("offsets_of_a_group_are_altered", Client::offsetsOfAGroupAreAltered);
+        CHECKS.put("a_consumer_commits_by_topic_id", Client::aConsumerCommitsByTopicId);
+        CHECKS.put("offsets_are_kept_by_topic_id", Client::offsetsAreKeptByTopicId);
+        CHECKS.put("log_directories_are_described", Client::logDirectoriesAreDescribed);
     }
 
     public static void main(String[] args) {
@@ -237,7 +245,128 @@ public class Client {
         }
     }
 
+    static void offsetsOfAGroupAreAltered() throws Exception {
+        String topic = create("java-altered", 1, Map.of()), group = "java-altered-g";
+        var partition = new TopicPartition(topic, 0);
+        try (var admin = admin()) {
+            admin.alterConsumerGroupOffsets(group, Map.of(partition, new OffsetAndMetadata(3, "by hand"))).all().get();
+            equal(committed(admin, group), Map.of(partition, new OffsetAndMetadata(3, "by hand")), "altered");
+            var unknown = Map.of(new TopicPartition("java-nowhere", 0), new OffsetAndMetadata(3));
+            refused(UnknownTopicOrPartitionException.class, () -> admin.alterConsumerGroupOffsets(group, unknown).all().get());
+            admin.deleteConsumerGroupOffsets(group, Set.of(partition)).all().get();
+            equal(committed(admin, group), Map.of(), "deleted");
+            admin.deleteConsumerGroups(List.of(group)).all().get();
+            refused(GroupIdNotFoundException.class, () -> admin.deleteConsumerGroups(List.of(group)).all().get());
+        }
+    }
+
+    /** The consumer of KIP-848 says version 10; it needs no group of its kind as long as it does not subscribe. */
+    static void aConsumerCommitsByTopicId() throws Exception {
+        String topic = create("java-by-id", 1, Map.of()), group = "java-by-id-g";
+        produce(records(topic, 10), Map.of());
+        var partition = new TopicPartition(topic, 0);
+        var settings = Map.of("group.protocol", "consumer");
+        for (int round = 0; round < 2; round++) {
+            try (var consumer = consumer(group, settings)) {
+                consumer.assign(List.of(partition));
+                consume(consumer, 10 - 4 * round);
+                consumer.commitSync(Map.of(partition, new OffsetAndMetadata(4, "fourth")));
+                equal(consumer.committed(Set.of(partition)), Map.of(partition, new OffsetAndMetadata(4, "fourth")), "committed");
+            }
+        }
+        try (var admin = admin()) {
+            equal(committed(admin, group), Map.of(partition, new OffsetAndMetadata(4, "fourth")), "by name");
+        }
+    }
+
+    static void offsetsAreKeptByTopicId() throws Exception {
+        String topic = create("java-ids", 1, Map.of()), group = "java-ids-g";
+        try (var admin = admin()) {
+            Uuid old = idOf(admin, topic), unknown = Uuid.randomUuid();
+            coordinatorOf(admin, group);
+            equal(commitById(group, old, 5, 0), Errors.NONE, "a commit");
+            equal(commitById(group, old, 5, 7), Errors.UNKNOWN_TOPIC_OR_PARTITION, "of a partition that is not there");
+            equal(commitById(group, unknown, 5, 0), Errors.UNKNOWN_TOPIC_ID, "of an unknown id");
+            equal(fetchById(group, List.of(old, unknown)), old + " 5 NONE, " + unknown + " -1 UNKNOWN_TOPIC_ID", "of both");
+            equal(fetchById(group, null), old + " 5 NONE", "of all");
+            admin.deleteTopics(List.of(topic)).all().get();
+            waitFor("the topic to go", () -> !admin.listTopics().names().get().contains(topic));
+            create(topic, 1, Map.of());
+            Uuid anew = idOf(admin, topic);
+            equal(commitById(group, old, 6, 0), Errors.UNKNOWN_TOPIC_ID, "a commit to the old topic");
+            equal(fetchById(group, List.of(anew, old)), anew + " -1 NONE, " + old + " -1 UNKNOWN_TOPIC_ID", "of the new topic");
+            equal(commitById(group, anew, 1, 0), Errors.NONE, "a commit to the new topic");
+            equal(fetchById(group, null), anew + " 1 NONE", "of all, again");
+        }
+    }
+
+    static void logDirectoriesAreDescribed() throws Exception {
+        String topic = create("java-dirs", 1, Map.of());
+        produce(records(topic, 10), Map.of());
+        try (var admin = admin()) {
+            int node = admin.describeCluster().controller().get().id();
+            var directories = admin.describeLogDirs(List.of(node)).allDescriptions().get().get(node);
+            equal(directories.size(), 1, "directories");
+            var directory = directories.values().iterator().next();
+            equal(directory.replicaInfos().get(new TopicPartition(topic, 0)).size() > 0, true, "size");
+            equal(directory.totalBytes().getAsLong() > 0, true, "size of the file system");
+            equal(directory.isCordoned(), false, "cordoned");
+        }
+    }
+
     // What the checks stand on.
+
+    static Uuid idOf(Admin admin, String topic) throws Exception {
+        return admin.describeTopics(List.of(topic)).allTopicNames().get().get(topic).topicId();
+    }
+
+    static Map<TopicPartition, OffsetAndMetadata> committed(Admin admin, String group) throws Exception {
+        return admin.listConsumerGroupOffsets(group).partitionsToOffsetAndMetadata().get();
+    }
+
+    /** Asking for a group's coordinator is what makes the offsets topic. */
+    static void coordinatorOf(Admin admin, String group) throws Exception {
+        admin.listConsumerGroupOffsets(group).partitionsToOffsetAndMetadata().get();
+    }
+
+    static Errors commitById(String group, Uuid topic, long offset, int partition) throws Exception {
+        var committed = new OffsetCommitRequestData.OffsetCommitRequestPartition().setPartitionIndex(partition).setCommittedOffset(offset);
+        var request = new OffsetCommitRequestData().setGroupId(group).setTopics(List.of(
+            new OffsetCommitRequestData.OffsetCommitRequestTopic().setTopicId(topic).setPartitions(List.of(committed))));
+        var answer = (OffsetCommitResponse) ask(OffsetCommitRequest.Builder.forTopicIdsOrNames(request).build((short) 10));
+        var answered = answer.data().topics().get(0);
+        equal(answered.topicId(), topic, "id in the answer");
+        return Errors.forCode(answered.partitions().get(0).errorCode());
+    }
+
+    /** Id, offset and error of partition 0 of each topic; null for all topics. */
+    static String fetchById(String group, List<Uuid> topics) throws Exception {
+        var wanted = topics == null ? null : topics.stream().map(topic ->
+            new OffsetFetchRequestData.OffsetFetchRequestTopics().setTopicId(topic).setPartitionIndexes(List.of(0))).toList();
+        var request = new OffsetFetchRequestData().setGroups(List.of(
+            new OffsetFetchRequestData.OffsetFetchRequestGroup().setGroupId(group).setTopics(wanted)));
+        var answer = (OffsetFetchResponse) ask(OffsetFetchRequest.Builder.forTopicIdsOrNames(request, true).build((short) 10));
+        return answer.data().groups().get(0).topics().stream().map(topic -> {
+            var partition = topic.partitions().get(0);
+            return topic.topicId() + " " + partition.committedOffset() + " " + Errors.forCode(partition.errorCode());
+        }).collect(Collectors.joining(", "));
+    }
+
+    /** Sends one request on a connection of its own. */
+    static AbstractResponse ask(AbstractRequest request) throws Exception {
+        var header = new RequestHeader(request.apiKey(), request.version(), "java", 1);
+        String[] address = bootstrap.split(":");
+        try (var socket = new java.net.Socket(address[0], Integer.parseInt(address[1]))) {
+            socket.setSoTimeout((int) WAIT_MS_MAX);
+            ByteBuffer frame = request.serializeWithHeader(header);
+            var out = new java.io.DataOutputStream(new java.io.BufferedOutputStream(socket.getOutputStream()));
+            out.writeInt(frame.remaining());
+            out.write(frame.array(), frame.arrayOffset() + frame.position(), frame.remaining());
+            out.flush();
+            var in = new java.io.DataInputStream(socket.getInputStream());
+            return AbstractResponse.parseResponse(ByteBuffer.wrap(in.readNBytes(in.readInt())), header);
+        }
+    }
 
     static Admin admin() { return Admin.create(Map.of("bootstrap.servers", bootstrap)); }
 
@@ -267,6 +396,8 @@ public class Client {
             "enable.auto.commit", "false", "session.timeout.ms", "10000", "heartbeat.interval.ms", "200"));
         if (group != null) all.put("group.id", group);
         all.putAll(settings);
+        // These are the broker's to say then (KIP-848).
+        if (settings.containsKey("group.protocol")) all.keySet().removeAll(Set.of("session.timeout.ms", "heartbeat.interval.ms"));
         return new KafkaConsumer<>(all, new ByteArrayDeserializer(), new ByteArrayDeserializer());
     }
 
