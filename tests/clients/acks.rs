@@ -64,19 +64,27 @@ fn make_topic(wire: &mut Wire) {
     led.expect("the topic has a leader");
 }
 
+/// Produces one record, with an answer; its offset, or `None` if it was refused.
+fn produce_and_ask(wire: &mut Wire, correlation: i32) -> Option<i64> {
+    send(wire, correlation, PRODUCE_VERSION, &produce(1));
+    let answer = wire.answer().expect("the connection is still there");
+    let (answered, answer): (_, ProduceResponse) =
+        decode_response(Bytes::from(answer), PRODUCE_VERSION).expect("it can be read");
+    assert_eq!(answered, correlation, "what has acks=0 gets no answer");
+    let partition = answer.responses.first()?.partition_responses.first()?;
+    (partition.error_code == 0).then_some(partition.base_offset)
+}
+
 #[test]
 fn acks_zero_gets_no_answer_and_keeps_the_connection() {
     let broker = shared("clients");
     let mut wire = Wire::connect(broker.address());
     make_topic(&mut wire);
-    for correlation in [2, 3] {
+    // Kafka may name a leader that does not lead yet, and would close the connection upon a refused acks=0.
+    let first = poll(TIME_MAX, || produce_and_ask(&mut wire, 2));
+    assert_eq!(first, Some(0));
+    for correlation in [3, 4] {
         send(&mut wire, correlation, PRODUCE_VERSION, &produce(0));
     }
-    send(&mut wire, 4, PRODUCE_VERSION, &produce(1));
-    let answer = wire.answer().expect("the connection is still there");
-    let (correlation, answer): (_, ProduceResponse) =
-        decode_response(Bytes::from(answer), PRODUCE_VERSION).expect("it can be read");
-    assert_eq!(correlation, 4, "the two before it get no answer");
-    let partition = &answer.responses[0].partition_responses[0];
-    assert_eq!((partition.error_code, partition.base_offset), (0, 2));
+    assert_eq!(produce_and_ask(&mut wire, 5), Some(3));
 }
