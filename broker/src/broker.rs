@@ -175,8 +175,7 @@ impl Broker {
         if leader < 0 || leader == self.id() {
             return Err(not_there("the cluster has no controller; ask again".into()));
         }
-        let time_max =
-            Duration::from_millis(u64::from(self.config.request_timeout_ms.unsigned_abs()));
+        let time_max = Duration::from_millis(self.config.request_timeout_ms.unsigned_abs());
         let answer = self
             .cluster
             .ask(leader, request, time_max)
