@@ -7,9 +7,14 @@
 //! - `STREAMGAUGE_BIN`: a binary to test instead of the one that `cargo build` gives;
 //! - `STREAMGAUGE_TEST_PEER=kafka`: run the same tests against Apache Kafka, to see that a test is right;
 //! - `STREAMGAUGE_TEST_CACHE`: where fetched clients are kept;
+//! - `CLUSTER_SECONDS`: how long the cluster's histories go on with drawn faults; `CLUSTER_SEED` draws them;
 //! - `CI`: a missing runtime (Java, Python, kcat, a mount namespace) is then a failure, not a skipped test.
 
 pub mod broker;
+pub mod cluster;
 pub mod fetch;
+pub mod history;
+pub mod link;
 pub mod process;
+pub mod replica;
 pub mod wire;

@@ -1,0 +1,155 @@
+//! What happens to a cluster while clients write and read.
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+use streamgauge_tests::cluster::{Cluster, Cut, NODES};
+
+use crate::workload::{Clients, PARTITIONS, TOPIC, Workload};
+
+const LOOK_INTERVAL: Duration = Duration::from_millis(50);
+const PAUSE_TIME: Duration = Duration::from_secs(5);
+/// Longer than the silence after which a broker closes a link, so that links are also made anew.
+const CUT_TIME: Duration = Duration::from_secs(6);
+const SLOW_TIME: Duration = Duration::from_secs(3);
+const DELAY: Duration = Duration::from_millis(100);
+const IN_SYNC_TIME_MAX: Duration = Duration::from_secs(30);
+
+/// A fault; the leader is that of one partition.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Fault {
+    /// kill -9, and a new start.
+    KillLeader,
+    KillFollower,
+    KillAll,
+    /// SIGSTOP for some seconds.
+    PauseLeader,
+    CutOffLeader(Cut),
+    /// The link between the leader and one other broker.
+    PartLeader,
+    /// All links of the leader are slow.
+    SlowLeader,
+    /// SIGTERM, and a new start.
+    StopLeader,
+}
+
+const ALL: [Fault; 10] = [
+    Fault::KillLeader,
+    Fault::KillFollower,
+    Fault::KillAll,
+    Fault::PauseLeader,
+    Fault::CutOffLeader(Cut::BothWays),
+    Fault::CutOffLeader(Cut::Outbound),
+    Fault::CutOffLeader(Cut::Inbound),
+    Fault::PartLeader,
+    Fault::SlowLeader,
+    Fault::StopLeader,
+];
+
+/// Lets clients write and read through these faults, and through drawn ones as long as `CLUSTER_SECONDS` says; then
+/// checks their history.
+pub fn go_through(name: &str, clients: Clients, faults: &[Fault]) {
+    let mut cluster = Cluster::start(name);
+    let Some(mut workload) = Workload::start(&cluster, clients) else {
+        return;
+    };
+    let begun = Instant::now();
+    for (round, fault) in faults.iter().enumerate() {
+        let partition = round as i32 % PARTITIONS;
+        fault.happen(partition, &mut cluster, &mut workload);
+    }
+    let time = Duration::from_secs(number_from_environment("CLUSTER_SECONDS").unwrap_or(0));
+    let mut random = number_from_environment("CLUSTER_SEED").unwrap_or(1);
+    println!("seed {random}");
+    while begun.elapsed() < time {
+        random = random
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1);
+        let fault = ALL[(random >> 33) as usize % ALL.len()];
+        let partition = (random >> 50) as i32 % PARTITIONS;
+        fault.happen(partition, &mut cluster, &mut workload);
+    }
+    workload.finish(&mut cluster);
+}
+
+impl Fault {
+    /// Breaks something, waits until a majority writes on, mends it and waits until all is whole.
+    fn happen(self, partition: i32, cluster: &mut Cluster, workload: &mut Workload) {
+        let leader = cluster.leader(TOPIC, partition);
+        let follower = NODES
+            .into_iter()
+            .find(|id| *id != leader)
+            .expect("three brokers");
+        let what = format!("{self:?} (partition {partition}, leader {leader})");
+        let begun = Instant::now();
+        match self {
+            Self::KillLeader | Self::KillFollower => {
+                let killed = if self == Self::KillLeader {
+                    leader
+                } else {
+                    follower
+                };
+                cluster.kill(killed);
+                workload.wait_until_written(&what);
+                cluster.launch(killed);
+            }
+            Self::StopLeader => {
+                cluster.stop(leader);
+                workload.wait_until_written(&what);
+                cluster.launch(leader);
+            }
+            Self::KillAll => {
+                for id in NODES {
+                    cluster.kill(id);
+                }
+                for id in NODES {
+                    cluster.launch(id);
+                }
+                workload.wait_until_written(&what);
+            }
+            Self::PauseLeader => {
+                cluster.pause(leader);
+                let next = cluster.leader(TOPIC, partition);
+                println!(
+                    "{what}: broker {next} leads after {} ms",
+                    begun.elapsed().as_millis()
+                );
+                // A client learns of the new leader when its requests time out, which is later than this.
+                while begun.elapsed() < PAUSE_TIME {
+                    cluster.assert_runs(next);
+                    thread::sleep(LOOK_INTERVAL);
+                }
+                cluster.resume(leader);
+                workload.wait_until_written(&what);
+            }
+            Self::CutOffLeader(cut) => {
+                cluster.cut_off(leader, cut);
+                workload.wait_until_written(&what);
+                workload.write_until(begun, CUT_TIME);
+                cluster.heal();
+            }
+            Self::PartLeader => {
+                cluster.part(leader, follower);
+                workload.wait_until_written(&what);
+                workload.write_until(begun, CUT_TIME);
+                cluster.heal();
+            }
+            Self::SlowLeader => {
+                cluster.slow_down(leader, DELAY);
+                workload.wait_until_written(&what);
+                workload.write_until(begun, SLOW_TIME);
+                cluster.heal();
+            }
+        }
+        cluster.wait_until_whole();
+        cluster.wait_until_in_sync(TOPIC, IN_SYNC_TIME_MAX);
+        println!(
+            "{what}: whole again after {} ms",
+            begun.elapsed().as_millis()
+        );
+    }
+}
+
+fn number_from_environment(name: &str) -> Option<u64> {
+    std::env::var(name).ok()?.parse().ok()
+}

@@ -1,0 +1,85 @@
+//! Three brokers as real processes, on a network that breaks, with real clients whose history is checked.
+//!
+//! `CLUSTER_SECONDS=600` lets each history go on for so long with faults drawn from `CLUSTER_SEED`.
+
+mod faults;
+mod workload;
+
+use std::time::Duration;
+
+use streamgauge_tests::cluster::{Cluster, Cut, NODES};
+
+use faults::{Fault, go_through};
+use workload::{Clients, Workload};
+
+#[test]
+fn a_history_through_kills_and_stops_is_true() {
+    go_through(
+        "cluster-kills",
+        Clients::Librdkafka,
+        &[
+            Fault::KillLeader,
+            Fault::KillFollower,
+            Fault::PauseLeader,
+            Fault::KillAll,
+        ],
+    );
+}
+
+#[test]
+fn a_history_through_cut_links_is_true() {
+    go_through(
+        "cluster-links",
+        Clients::Java,
+        &[
+            Fault::CutOffLeader(Cut::BothWays),
+            Fault::CutOffLeader(Cut::Outbound),
+            Fault::CutOffLeader(Cut::Inbound),
+            Fault::PartLeader,
+            Fault::SlowLeader,
+        ],
+    );
+}
+
+#[test]
+fn a_rolling_restart_under_load_shows_clients_no_error() {
+    let mut cluster = Cluster::start("cluster-rolling");
+    let Some(mut workload) = Workload::start(&cluster, Clients::Librdkafka) else {
+        return;
+    };
+    for id in NODES {
+        cluster.stop(id);
+        workload.wait_until_written(&format!("SIGTERM of broker {id}"));
+        cluster.launch(id);
+        cluster.wait_until_whole();
+        cluster.wait_until_in_sync(workload::TOPIC, Duration::from_secs(30));
+    }
+    assert_eq!(workload.failed(), Vec::<String>::new());
+    workload.finish(&mut cluster);
+}
+
+/// Every topic is then there on all brokers or on none, and can be written.
+#[test]
+fn a_topic_is_made_although_the_controller_dies() {
+    let mut cluster = Cluster::start("cluster-creation");
+    for round in 0..3 {
+        let names: Vec<String> = (0..5)
+            .map(|number| format!("made-{round}-{number}"))
+            .collect();
+        let controller = cluster.controller();
+        cluster.create_topic(&names[0], 3);
+        cluster.kill_while(controller, |cluster| {
+            for name in &names {
+                cluster.create_topic(name, 3);
+            }
+        });
+        cluster.launch(controller);
+        cluster.wait_until_whole();
+        for name in &names {
+            for partition in 0..3 {
+                cluster.leader(name, partition);
+            }
+            cluster.wait_until_in_sync(name, Duration::from_secs(30));
+        }
+    }
+}

@@ -1,0 +1,221 @@
+//! A client program that writes and reads while things break, and what it has said so far.
+
+use std::collections::{BTreeMap, HashMap};
+use std::io::{BufRead, BufReader};
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+use std::{fs, thread};
+
+use streamgauge_tests::cluster::{Cluster, NODES};
+use streamgauge_tests::fetch::{java, python};
+use streamgauge_tests::history::{Event, PartitionLog, anomalies};
+use streamgauge_tests::process::{poll, spawn, wait};
+use streamgauge_tests::replica;
+
+pub const TOPIC: &str = "history";
+pub const PARTITIONS: i32 = 6;
+const PRODUCERS: usize = 2;
+const CONSUMERS: usize = 2;
+
+/// A fault that a majority survives must not hold anything up for longer.
+const OUTAGE_MAX: Duration = Duration::from_secs(40);
+const FINISH_TIME_MAX: Duration = Duration::from_secs(200);
+
+/// Whose clients write and read.
+#[derive(Clone, Copy)]
+pub enum Clients {
+    Librdkafka,
+    Java,
+}
+
+pub struct Workload {
+    child: Child,
+    input: Option<ChildStdin>,
+    reader: JoinHandle<()>,
+    said: Arc<Mutex<Said>>,
+}
+
+#[derive(Default)]
+struct Said {
+    history: Vec<Event>,
+    /// By producer and partition: the next number to be sent, and the next to be acknowledged.
+    sent: HashMap<(u32, i32), u64>,
+    acknowledged: HashMap<(u32, i32), u64>,
+}
+
+impl Workload {
+    /// Makes the topic, starts the clients and waits until they write everywhere; `None` if the clients are missing.
+    pub fn start(cluster: &Cluster, clients: Clients) -> Option<Workload> {
+        let here = concat!(env!("CARGO_MANIFEST_DIR"), "/cluster");
+        let mut command = match clients {
+            Clients::Librdkafka => {
+                let mut command = Command::new(python()?);
+                command.arg("-B").arg(format!("{here}/workload.py"));
+                command
+            }
+            Clients::Java => {
+                let mut command = java()?;
+                command.arg(format!("{here}/Workload.java"));
+                command
+            }
+        };
+        cluster.create_topic(TOPIC, PARTITIONS);
+        let log = fs::File::create(cluster.scratch_dir().join("clients.log"));
+        command
+            .args([&cluster.bootstrap(), TOPIC, &PARTITIONS.to_string()])
+            .args([PRODUCERS.to_string(), CONSUMERS.to_string()])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(log.expect("a log can be made"));
+        let mut child = spawn(command);
+        let said = Arc::new(Mutex::new(Said::default()));
+        let output = BufReader::new(child.stdout.take().expect("piped"));
+        let hearing = Arc::clone(&said);
+        let reader = thread::spawn(move || {
+            for line in output.lines().map_while(Result::ok) {
+                let event = line.parse().expect("a line of a history");
+                hearing.lock().expect("said").hear(event);
+            }
+        });
+        let mut workload = Workload {
+            input: child.stdin.take(),
+            child,
+            reader,
+            said,
+        };
+        workload.wait_until_written("the start");
+        Some(workload)
+    }
+
+    /// Waits until every producer has had something acknowledged in every partition that it sent after this was called.
+    /// Says how long that took, which is how long a fault that has just happened held somebody up.
+    pub fn wait_until_written(&mut self, after: &str) -> Duration {
+        let begun = Instant::now();
+        let sent = self.said.lock().expect("said").sent.clone();
+        let mut late = Vec::new();
+        let written = poll(OUTAGE_MAX, || {
+            let ended = self.child.try_wait().expect("the clients can be asked for");
+            assert!(ended.is_none(), "the clients ended with {ended:?}");
+            let said = self.said.lock().expect("said");
+            late = (1..=PRODUCERS as u32)
+                .flat_map(|producer| (0..PARTITIONS).map(move |partition| (producer, partition)))
+                .filter(|key| {
+                    let sent = sent.get(key).copied().unwrap_or(0);
+                    said.acknowledged.get(key).is_none_or(|next| *next <= sent)
+                })
+                .collect();
+            late.is_empty().then_some(())
+        });
+        assert!(
+            written.is_some(),
+            "{OUTAGE_MAX:?} after {after} producers still wait at partitions: {late:?}"
+        );
+        let took = begun.elapsed();
+        println!(
+            "{after}: all producers wrote everywhere after {} ms",
+            took.as_millis()
+        );
+        took
+    }
+
+    /// As [`Self::wait_until_written`], and then until so much time has passed since `begun`.
+    pub fn write_until(&mut self, begun: Instant, time: Duration) {
+        while begun.elapsed() < time {
+            thread::sleep(Duration::from_millis(10));
+        }
+        self.wait_until_written("the wait");
+    }
+
+    /// What clients were told of errors that a caller would see.
+    pub fn failed(&self) -> Vec<String> {
+        let said = self.said.lock().expect("said");
+        let failed = said.history.iter().filter_map(|event| match event {
+            Event::Fail(value, why) => Some(format!("{value}: {why}")),
+            _ => None,
+        });
+        failed.collect()
+    }
+
+    /// Lets the clients end, stops the brokers, and checks the history against all three replicas.
+    pub fn finish(mut self, cluster: &mut Cluster) {
+        cluster.wait_until_in_sync(TOPIC, OUTAGE_MAX);
+        drop(self.input.take());
+        let Some(status) = wait(&mut self.child, FINISH_TIME_MAX) else {
+            let _ = self.child.kill();
+            panic!("the clients had not ended after {FINISH_TIME_MAX:?}");
+        };
+        self.reader.join().expect("a readable history");
+        let said = Arc::into_inner(self.said).expect("the reader has ended");
+        let history = said.into_inner().expect("said").history;
+        let notes: Vec<&Event> = history
+            .iter()
+            .filter(|event| matches!(event, Event::Note(_)))
+            .collect();
+        assert!(
+            status.success() && history.last() == Some(&Event::Done),
+            "the clients ended with {status}; they noted {:#?}",
+            &notes[notes.len().saturating_sub(20)..]
+        );
+        cluster.wait_until_in_sync(TOPIC, OUTAGE_MAX);
+        for id in NODES {
+            cluster.stop(id);
+        }
+        let logs = same_logs(cluster);
+        let found = anomalies(&history, &logs);
+        let acknowledged = history
+            .iter()
+            .filter(|event| matches!(event, Event::Ack(..)))
+            .count();
+        let read = history
+            .iter()
+            .filter(|event| matches!(event, Event::Read(..)))
+            .count();
+        println!(
+            "{acknowledged} values acknowledged, {read} read by the group, {} notes of the clients, {} anomalies",
+            notes.len(),
+            found.len()
+        );
+        if !found.is_empty() {
+            let path = cluster.scratch_dir().join("history");
+            let text: Vec<String> = history.iter().map(|event| format!("{event:?}")).collect();
+            let _ = fs::write(&path, text.join("\n"));
+            panic!("{found:#?}\nthe history is {}", path.display());
+        }
+    }
+}
+
+impl Said {
+    fn hear(&mut self, event: Event) {
+        let (next, value) = match &event {
+            Event::Send(value) => (&mut self.sent, value),
+            Event::Ack(value, _) => (&mut self.acknowledged, value),
+            _ => {
+                self.history.push(event);
+                return;
+            }
+        };
+        let next = next.entry((value.producer, value.partition)).or_default();
+        *next = (*next).max(value.number + 1);
+        self.history.push(event);
+    }
+}
+
+/// The logs, which must be the same on all replicas.
+fn same_logs(cluster: &Cluster) -> BTreeMap<i32, PartitionLog> {
+    let mut logs = BTreeMap::new();
+    for partition in 0..PARTITIONS {
+        let [one, two, three] = NODES
+            .map(|id| replica::records(&cluster.data_dir(id).join(format!("{TOPIC}-{partition}"))));
+        assert!(
+            one == two && two == three,
+            "the replicas of partition {partition} differ"
+        );
+        let values = one
+            .into_iter()
+            .map(|(offset, value)| (offset, value.parse().expect("a value of the workload")));
+        logs.insert(partition, values.collect());
+    }
+    logs
+}
