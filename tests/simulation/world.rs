@@ -17,8 +17,9 @@ use streamgauge::shard::event::{
 use streamgauge::shard::view::PartitionKey;
 use streamgauge_protocol::batch::BatchBuilder;
 use streamgauge_storage::StorageError;
+use streamgauge_storage::disk::Disk;
 use streamgauge_storage::disk::sim::{Faults, SimDisk};
-use streamgauge_storage::log::SyncTicket;
+use streamgauge_storage::log::{Log, SyncTicket};
 use tokio::sync::oneshot;
 use uuid::Uuid;
 
@@ -228,6 +229,9 @@ impl World {
         state.trouble = Trouble::None;
         state.sync_failed = false;
         state.may_have_failed_log = false;
+        if self.random.one_in(6) {
+            self.start_damaged(node);
+        }
         // Power may go again while the broker recovers.
         for _ in 0..3 {
             if !self.random.one_in(4) {
@@ -243,6 +247,34 @@ impl World {
         self.start_node(node).unwrap_or_else(|error| {
             panic!("node {node} does not start after a crash: {error}");
         });
+    }
+
+    /// A bit flips in what is known to be synced of a log. A broker must not take that for a torn
+    /// tail, but leave everything as it is: once the bit is right again, all must be there.
+    fn start_damaged(&mut self, node: usize) {
+        let number = self.random.below(self.topics.len() as u64);
+        let directory = PathBuf::from(format!("/data/topic-{number}-0"));
+        let disk = self.nodes[node].disk.clone();
+        let synced = Log::recovery_point(&disk, &directory);
+        let names = disk.list(&directory).unwrap_or_default();
+        let last = names
+            .into_iter()
+            .filter(|name| name.ends_with(".log"))
+            .max();
+        let name = format!("{:020}.log", synced.base_offset);
+        if synced.position == 0 || last.as_ref() != Some(&name) {
+            return;
+        }
+        let path = directory.join(name);
+        let bit = self.random.below(synced.position * 8) as usize;
+        disk.flip_bit(&path, bit);
+        let _refused = self.start_node(node);
+        for topic in &mut self.topics {
+            // Nobody reads from a broker like that.
+            topic.replicas[node] = None;
+        }
+        self.stop(node, false);
+        disk.flip_bit(&path, bit);
     }
 
     fn stop(&mut self, node: usize, power_failure: bool) {

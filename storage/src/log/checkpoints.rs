@@ -24,6 +24,11 @@ const START_FILE: &str = "log-start-checkpoint";
 pub(super) const RECOVERY_POINT_FILE: &str = "recovery-point-checkpoint";
 
 impl Log {
+    /// Up to where the last segment of a log that is not open is known to have been synced.
+    pub fn recovery_point(disk: &dyn Disk, directory: &Path) -> SyncedPoint {
+        read_recovery_point(disk, directory).synced
+    }
+
     pub(super) fn write_start(
         &self,
         start: LogStart,
