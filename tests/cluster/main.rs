@@ -5,7 +5,8 @@
 mod faults;
 mod workload;
 
-use std::time::Duration;
+use std::fs;
+use std::time::{Duration, Instant};
 
 use streamgauge_tests::cluster::{Cluster, Cut, NODES};
 
@@ -81,5 +82,34 @@ fn a_topic_is_made_although_the_controller_dies() {
             }
             cluster.wait_until_in_sync(name, Duration::from_secs(30));
         }
+    }
+}
+
+/// Its votes and what it acknowledged are forgotten: it must not pass for its former self.
+#[test]
+fn a_broker_that_comes_back_with_an_empty_directory_is_refused() {
+    let mut cluster = Cluster::start("cluster-wiped");
+    cluster.create_topic("kept", 3);
+    cluster.wait_until_in_sync("kept", Duration::from_secs(30));
+    let wiped = cluster.leader("kept", 0);
+    cluster.stop(wiped);
+    fs::remove_dir_all(cluster.data_dir(wiped)).expect("it can be removed");
+    let begun = Instant::now();
+    cluster.launch(wiped);
+    let status = cluster.wait_for_end(wiped, Duration::from_secs(30));
+    let said = cluster.log_tail(wiped);
+    assert!(
+        status.is_some_and(|status| !status.success()),
+        "{status:?}\n{said}"
+    );
+    assert!(
+        said.contains(&format!(
+            "broker {wiped} is known with another data directory"
+        )),
+        "{said}"
+    );
+    println!("refused after {} ms", begun.elapsed().as_millis());
+    for id in NODES.into_iter().filter(|id| *id != wiped) {
+        cluster.assert_runs(id);
     }
 }

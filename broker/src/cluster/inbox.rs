@@ -4,10 +4,11 @@ use std::pin::Pin;
 use std::sync::{Arc, OnceLock, Weak};
 
 use bytes::Bytes;
+use uuid::Uuid;
 
 use super::Cluster;
 use crate::broker::Broker;
-use crate::controller::Placed;
+use crate::controller::{Controller, Placed};
 use crate::peers::{GroupMessage, Inbox};
 use crate::shard::event::Event;
 use crate::shard::runner::Outbound;
@@ -29,6 +30,7 @@ impl Outbound for ShardOutbound {
 pub struct ClusterInbox {
     pub cluster: Arc<Cluster>,
     pub placed: Placed,
+    pub controller: Controller,
     /// Set once the broker runs; before, requests are refused.
     pub broker: OnceLock<Weak<Broker>>,
 }
@@ -77,6 +79,16 @@ impl Inbox for ClusterInbox {
                 None => super::request::not_ready(),
             }
         })
+    }
+
+    fn directory_of(&self, broker: i32) -> Option<Uuid> {
+        self.controller
+            .read(|image| image.broker(broker).map(|known| known.directory_id))
+    }
+
+    fn disowned(&self, by: i32, reason: &str) {
+        tracing::error!(by, %reason, "the cluster refuses this broker");
+        self.cluster.disowned.send_replace(Some(reason.to_owned()));
     }
 
     fn connected(&self, peer: i32) {

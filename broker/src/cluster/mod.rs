@@ -10,7 +10,7 @@ use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
 pub use inbox::{ClusterInbox, ShardOutbound};
 pub use request::{ClusterAnswer, ClusterRequest, serve};
@@ -31,6 +31,8 @@ pub struct Cluster {
     /// A broker has come: it is to be told all.
     newcomers: RwLock<Vec<i32>>,
     changed: Notify,
+    /// Why the others refuse this broker for good.
+    disowned: watch::Sender<Option<String>>,
 }
 
 impl Cluster {
@@ -41,6 +43,7 @@ impl Cluster {
             leaders: RwLock::default(),
             newcomers: RwLock::default(),
             changed: Notify::new(),
+            disowned: watch::Sender::new(None),
         }
     }
 
@@ -51,6 +54,19 @@ impl Cluster {
 
     pub fn peers(&self) -> Option<&Peers> {
         self.peers.get()
+    }
+
+    /// Returns, with the reason, when another broker says that this one's id belongs to another data
+    /// directory.
+    pub async fn disowned(&self) -> String {
+        let mut told = self.disowned.subscribe();
+        loop {
+            if let Some(reason) = told.borrow_and_update().clone() {
+                return reason;
+            }
+            // The sender lives as long as this does.
+            drop(told.changed().await);
+        }
     }
 
     /// Whether that broker can be reached.

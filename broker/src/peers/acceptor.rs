@@ -13,7 +13,7 @@ use tokio::time::timeout;
 
 use super::connection::{ConnectionError, FrameReader, FrameWriter, halves};
 use super::frame::{Answer, Frame, OVERHEAD_BYTES_MAX};
-use super::handshake::{Hello, Received, Verdict, judge};
+use super::handshake::{Hello, Received, Refusal, Verdict, judge};
 use super::{Shared, stopped};
 
 /// How long to wait after the system refused to hand out a connection (no file descriptors).
@@ -114,13 +114,21 @@ async fn open(
 ) -> Result<Opened, ConnectionError> {
     let (mut reader, mut writer) = halves(stream, &shared.limits)?;
     let hello = Hello::decode(reader.next_handshake().await?)?;
-    let judged = judge(&hello, &shared.identity());
+    let judged = judge(&hello, &shared.identity(), |broker| {
+        shared.inbox.directory_of(broker)
+    });
     let peer = match (hello, judged) {
         (Received::Known(hello), Ok(())) => hello.sender.node_id,
         (_, judged) => {
-            let reason = judged.err().map_or_else(String::new, |why| why.to_string());
-            let verdict = Verdict::Refused(reason.clone()).encode();
-            writer.write_pieces([verdict].into()).await?;
+            let reason = judged
+                .as_ref()
+                .err()
+                .map_or_else(String::new, ToString::to_string);
+            let verdict = match judged {
+                Err(Refusal::OtherDirectory(_)) => Verdict::Disowned(reason.clone()),
+                _ => Verdict::Refused(reason.clone()),
+            };
+            writer.write_pieces([verdict.encode()].into()).await?;
             return Err(ConnectionError::Refused(reason));
         }
     };

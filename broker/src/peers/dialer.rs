@@ -148,6 +148,10 @@ async fn open(
     match Verdict::decode(reader.next_handshake().await?)? {
         Verdict::Accepted => Ok((reader, writer)),
         Verdict::Refused(reason) => Err(ConnectionError::Refused(reason)),
+        Verdict::Disowned(reason) => {
+            shared.inbox.disowned(peer, &reason);
+            Err(ConnectionError::Refused(reason))
+        }
     }
 }
 

@@ -2,10 +2,10 @@
 //!
 //! ```text
 //! hello   length u32 │ magic u32 │ version u8 │ crc u32 │ sender i32 │ target i32 │ directory id 16 bytes │ cluster id
-//! answer  length u32 │ magic u32 │ version u8 │ crc u32 │ accepted u8 │ why not
+//! answer  length u32 │ magic u32 │ version u8 │ crc u32 │ verdict u8 │ why not
 //! ```
 //!
-//! Numbers are big-endian; the length counts what follows it, the CRC-32 covers what follows it and
+//! The verdict is 0 for refused, 1 for accepted, 2 for disowned. Numbers are big-endian; the length counts what follows it, the CRC-32 covers what follows it and
 //! texts go to the end. What comes before the checksum stays the same in all versions, so that
 //! brokers of two versions can at least tell each other so.
 
@@ -65,6 +65,8 @@ pub enum Received<T> {
 pub enum Verdict {
     Accepted,
     Refused(String),
+    /// Refused whenever it comes: its id belongs to another directory.
+    Disowned(String),
 }
 
 /// Why a hello is refused.
@@ -80,11 +82,22 @@ pub enum Refusal {
     NoId(i32),
     #[error("this broker is of cluster '{own}', not '{other}'")]
     OtherCluster { own: String, other: String },
+    #[error(
+        "broker {0} is known with another data directory; if its disk is lost, give the new broker another node.id"
+    )]
+    OtherDirectory(i32),
 }
 
-/// Decides on a hello. Two brokers of which one does not know its cluster yet may talk: that is
-/// how it gets to know it.
-pub fn judge(hello: &Received<Hello>, own: &Identity) -> Result<(), Refusal> {
+/// Decides on a hello; `known` is the directory with which the cluster knows the sender's id. Two
+/// brokers of which one does not know its cluster yet may talk: that is how it gets to know it.
+///
+/// One that comes with another directory has forgotten its votes and what it acknowledged, and with
+/// its help a majority could forget it, too. So it is not listened to at all.
+pub fn judge(
+    hello: &Received<Hello>,
+    own: &Identity,
+    known: impl FnOnce(i32) -> Option<Uuid>,
+) -> Result<(), Refusal> {
     let hello = match hello {
         Received::Known(hello) => hello,
         Received::OtherVersion(version) => return Err(Refusal::Version(*version)),
@@ -101,11 +114,18 @@ pub fn judge(hello: &Received<Hello>, own: &Identity) -> Result<(), Refusal> {
     if hello.sender.node_id < 0 {
         return Err(Refusal::NoId(hello.sender.node_id));
     }
-    match (&own.cluster_id, &hello.sender.cluster_id) {
-        (Some(own), Some(other)) if own != other => Err(Refusal::OtherCluster {
+    if let (Some(own), Some(other)) = (&own.cluster_id, &hello.sender.cluster_id)
+        && own != other
+    {
+        return Err(Refusal::OtherCluster {
             own: own.clone(),
             other: other.clone(),
-        }),
+        });
+    }
+    match known(hello.sender.node_id) {
+        Some(known) if known != hello.sender.directory_id => {
+            Err(Refusal::OtherDirectory(hello.sender.node_id))
+        }
         _ => Ok(()),
     }
 }
@@ -153,6 +173,10 @@ impl Verdict {
                 body.put_u8(0);
                 put_text(&mut body, reason);
             }
+            Verdict::Disowned(reason) => {
+                body.put_u8(2);
+                put_text(&mut body, reason);
+            }
         }
         seal(&body)
     }
@@ -166,11 +190,14 @@ impl Verdict {
                 return Ok(Verdict::Refused(refused));
             }
         };
-        match body.try_get_u8().map_err(|_| HandshakeError::Short)? {
-            1 => Ok(Verdict::Accepted),
-            // It goes to the log, where it must not look like other lines.
-            _ => Ok(Verdict::Refused(text(&body)?.escape_debug().to_string())),
-        }
+        let verdict = body.try_get_u8().map_err(|_| HandshakeError::Short)?;
+        // It goes to the log, where it must not look like other lines.
+        let reason = text(&body)?.escape_debug().to_string();
+        Ok(match verdict {
+            1 => Verdict::Accepted,
+            2 => Verdict::Disowned(reason),
+            _ => Verdict::Refused(reason),
+        })
     }
 }
 
@@ -235,7 +262,11 @@ mod tests {
             let read = Hello::decode(hello.encode().slice(4..));
             assert_eq!(read, Ok(Received::Known(hello)));
         }
-        for verdict in [Verdict::Accepted, Verdict::Refused("no".to_owned())] {
+        for verdict in [
+            Verdict::Accepted,
+            Verdict::Refused("no".to_owned()),
+            Verdict::Disowned("not you".to_owned()),
+        ] {
             assert_eq!(Verdict::decode(verdict.encode().slice(4..)), Ok(verdict));
         }
     }
@@ -263,7 +294,7 @@ mod tests {
     #[test]
     fn a_hello_is_judged_by_its_ids() {
         let own = identity(2, Some("ours"));
-        let judged = |hello: Hello| judge(&Received::Known(hello), &own);
+        let judged = |hello: Hello| judge(&Received::Known(hello), &own, |_| None);
         assert_eq!(judged(hello(1, 2, Some("ours"))), Ok(()));
         assert_eq!(judged(hello(1, 2, None)), Ok(()));
         assert_eq!(
@@ -277,12 +308,26 @@ mod tests {
             Err(Refusal::OtherCluster { .. })
         ));
         assert_eq!(
-            judge(&Received::OtherVersion(9), &own),
+            judge(&Received::OtherVersion(9), &own, |_| None),
             Err(Refusal::Version(9))
         );
         let unknowing = identity(2, None);
         let theirs = Received::Known(hello(1, 2, Some("theirs")));
-        assert_eq!(judge(&theirs, &unknowing), Ok(()));
+        assert_eq!(judge(&theirs, &unknowing, |_| None), Ok(()));
+    }
+
+    #[test]
+    fn a_broker_with_another_directory_than_it_is_known_with_is_refused() {
+        let known = |broker| (broker == 1).then_some(Uuid::from_u128(5));
+        let own = identity(2, Some("ours"));
+        let judged = |sender, directory| {
+            let mut hello = hello(sender, 2, None);
+            hello.sender.directory_id = Uuid::from_u128(directory);
+            judge(&Received::Known(hello), &own, known)
+        };
+        assert_eq!(judged(1, 5), Ok(()));
+        assert_eq!(judged(1, 6), Err(Refusal::OtherDirectory(1)));
+        assert_eq!(judged(3, 6), Ok(()), "a new broker");
     }
 
     #[test]

@@ -129,6 +129,12 @@ pub trait Inbox: Send + Sync + 'static {
     /// is lost, at whichever await it then is.
     fn request(&self, from: i32, payload: Bytes) -> Pin<Box<dyn Future<Output = Bytes> + Send>>;
 
+    /// The data directory with which the cluster knows a broker, if it does.
+    fn directory_of(&self, broker: i32) -> Option<Uuid>;
+
+    /// The peer refuses this broker, as the cluster knows its id with another data directory.
+    fn disowned(&self, by: i32, reason: &str);
+
     /// What is sent to the peer from now on leaves.
     fn connected(&self, peer: i32);
 

@@ -96,6 +96,14 @@ impl Inbox for TestInbox {
         })
     }
 
+    fn directory_of(&self, _broker: i32) -> Option<Uuid> {
+        None
+    }
+
+    fn disowned(&self, by: i32, reason: &str) {
+        panic!("disowned by {by}: {reason}");
+    }
+
     fn connected(&self, peer: i32) {
         self.tell(Event::Connected(peer));
     }

@@ -7,6 +7,7 @@ use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use streamgauge_protocol::error::ErrorCode;
 use streamgauge_storage::StorageError;
 use streamgauge_storage::checkpoint::{CheckpointError, MetaProperties};
 use streamgauge_storage::disk::Disk;
@@ -154,9 +155,15 @@ pub async fn start(config: BrokerConfig) -> Result<RunningBroker, ServeError> {
         .as_ref()
         .and_then(|properties| crate::ids::from_base64(&properties.directory_id))
         .unwrap_or_else(Uuid::new_v4);
+    let topics = Arc::new(TopicRegistry::default());
+    let (controller, writer, applier) =
+        controller::open(placed.clone(), Arc::clone(&topics)).await?;
+    let writing = vec![tokio::spawn(writer.run()), tokio::spawn(applier.run())];
+    // Others are listened to once it is known with which directories the cluster knows them.
     let inbox = Arc::new(ClusterInbox {
         cluster: Arc::clone(&cluster),
-        placed: placed.clone(),
+        placed,
+        controller: controller.clone(),
         broker: OnceLock::new(),
     });
     if let Some(listener) = peer_socket {
@@ -173,10 +180,14 @@ pub async fn start(config: BrokerConfig) -> Result<RunningBroker, ServeError> {
         let peers = Peers::start(peers, Arc::clone(&inbox) as Arc<dyn Inbox>);
         cluster.connect(peers.map_err(ServeError::Threads)?);
     }
-    let topics = Arc::new(TopicRegistry::default());
-    let (controller, writer, applier) = controller::open(placed, Arc::clone(&topics)).await?;
-    let writing = vec![tokio::spawn(writer.run()), tokio::spawn(applier.run())];
-    let cluster_id = joined_cluster(&config, &controller, properties.as_ref()).await?;
+    let refused = |reason| {
+        let code = ErrorCode::DuplicateBrokerRegistration;
+        ServeError::Refused(Refusal::new(code, reason))
+    };
+    let cluster_id = tokio::select! {
+        joined = joined_cluster(&config, &controller, properties.as_ref()) => joined?,
+        reason = cluster.disowned() => return Err(refused(reason)),
+    };
     if let Some(peers) = cluster.peers() {
         peers.set_cluster_id(cluster_id.clone());
     }
@@ -215,10 +226,10 @@ pub async fn start(config: BrokerConfig) -> Result<RunningBroker, ServeError> {
         config: Arc::clone(&config),
     });
     let _ = inbox.broker.set(Arc::downgrade(&broker));
-    broker
-        .register(directory_id)
-        .await
-        .map_err(ServeError::Refused)?;
+    tokio::select! {
+        registered = broker.register(directory_id) => registered.map_err(ServeError::Refused)?,
+        reason = broker.cluster.disowned() => return Err(refused(reason)),
+    }
     broker.follow_offsets_topic();
     let mut writing = writing;
     writing.push(tokio::spawn(Arc::clone(&broker).follow_leadership()));
