@@ -141,12 +141,16 @@ impl Broker {
         self.controller.read(|image| image.broker(broker).cloned())
     }
 
-    /// The brokers that can be reached, for clients.
+    /// The brokers that are there, for clients: they forget those that they are not told of, so what
+    /// counts is not whom this broker alone can reach. One without a majority cannot know.
     pub fn brokers_alive(&self) -> Vec<BrokerInfo> {
+        let voters = self.config.voters();
+        let reached = voters.iter().filter(|id| self.cluster.is_alive(**id));
+        let has_majority = reached.count() > voters.len() / 2;
         self.controller.read(|image| {
             image
                 .brokers()
-                .filter(|known| self.cluster.is_alive(known.node_id))
+                .filter(|known| !has_majority || self.cluster.is_there(known.node_id))
                 .cloned()
                 .collect()
         })

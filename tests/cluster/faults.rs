@@ -81,6 +81,7 @@ impl Fault {
             .find(|id| *id != leader)
             .expect("three brokers");
         let what = format!("{self:?} (partition {partition}, leader {leader})");
+        workload.silence_max();
         let begun = Instant::now();
         match self {
             Self::KillLeader | Self::KillFollower => {

@@ -6,9 +6,11 @@ mod faults;
 mod workload;
 
 use std::fs;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use streamgauge_tests::cluster::{Cluster, Cut, NODES};
+use streamgauge_tests::process::poll;
 
 use faults::{Fault, go_through};
 use workload::{Clients, Workload};
@@ -21,8 +23,10 @@ fn a_history_through_kills_and_stops_is_true() {
         &[
             Fault::KillLeader,
             Fault::KillFollower,
+            Fault::KillLeader,
             Fault::PauseLeader,
             Fault::KillAll,
+            Fault::KillLeader,
         ],
     );
 }
@@ -49,14 +53,59 @@ fn a_rolling_restart_under_load_shows_clients_no_error() {
         return;
     };
     for id in NODES {
+        workload.silence_max();
+        let begun = Instant::now();
         cluster.stop(id);
+        println!(
+            "broker {id} stopped after {} ms",
+            begun.elapsed().as_millis()
+        );
         workload.wait_until_written(&format!("SIGTERM of broker {id}"));
         cluster.launch(id);
         cluster.wait_until_whole();
         cluster.wait_until_in_sync(workload::TOPIC, Duration::from_secs(30));
+        let silence = workload.silence_max().as_millis();
+        println!("the longest wait for an acknowledgement was {silence} ms");
     }
     assert_eq!(workload.failed(), Vec::<String>::new());
     workload.finish(&mut cluster);
+}
+
+/// Clients forget brokers that they are not told of, and would ask nobody else then.
+#[test]
+fn a_broker_that_is_cut_off_still_tells_clients_of_the_others() {
+    let mut cluster = Cluster::start("cluster-metadata");
+    for cut in [Some(Cut::Inbound), Some(Cut::BothWays), None] {
+        match cut {
+            Some(cut) => cluster.cut_off(1, cut),
+            None => cluster.part(1, 2),
+        }
+        let begun = Instant::now();
+        // Until all links have fallen silent, and longer.
+        while begun.elapsed() < Duration::from_secs(8) {
+            for id in NODES {
+                let told = cluster.metadata(id, None).expect("an answer").brokers;
+                // The majority may say that one is gone that it does not reach.
+                let told_min = if cut.is_some() && id != 1 { 2 } else { 3 };
+                assert!(
+                    told.len() >= told_min,
+                    "{cut:?}: broker {id} tells of {told:?}"
+                );
+            }
+            thread::sleep(Duration::from_millis(50));
+        }
+        cluster.heal();
+        cluster.wait_until_whole();
+    }
+    // One that is gone is not told of.
+    cluster.kill(2);
+    for id in [1, 3] {
+        let gone = poll(Duration::from_secs(10), || {
+            let told = cluster.metadata(id, None)?.brokers;
+            (told.len() == 2).then_some(())
+        });
+        assert!(gone.is_some(), "broker {id} still tells of broker 2");
+    }
 }
 
 /// Every topic is then there on all brokers or on none, and can be written.

@@ -43,6 +43,9 @@ struct Said {
     /// By producer and partition: the next number to be sent, and the next to be acknowledged.
     sent: HashMap<(u32, i32), u64>,
     acknowledged: HashMap<(u32, i32), u64>,
+    /// By producer and partition: when something was last acknowledged.
+    heard: HashMap<(u32, i32), Instant>,
+    silence_max: Duration,
 }
 
 impl Workload {
@@ -120,6 +123,12 @@ impl Workload {
         took
     }
 
+    /// The longest time that a producer went without an acknowledgement from a partition, of those that ended since this
+    /// was last asked.
+    pub fn silence_max(&self) -> Duration {
+        std::mem::take(&mut self.said.lock().expect("said").silence_max)
+    }
+
     /// As [`Self::wait_until_written`], and then until so much time has passed since `begun`.
     pub fn write_until(&mut self, begun: Instant, time: Duration) {
         while begun.elapsed() < time {
@@ -190,7 +199,14 @@ impl Said {
     fn hear(&mut self, event: Event) {
         let (next, value) = match &event {
             Event::Send(value) => (&mut self.sent, value),
-            Event::Ack(value, _) => (&mut self.acknowledged, value),
+            Event::Ack(value, _) => {
+                let now = Instant::now();
+                let key = (value.producer, value.partition);
+                if let Some(before) = self.heard.insert(key, now) {
+                    self.silence_max = self.silence_max.max(now - before);
+                }
+                (&mut self.acknowledged, value)
+            }
             _ => {
                 self.history.push(event);
                 return;

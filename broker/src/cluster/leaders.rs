@@ -1,7 +1,7 @@
-//! Who leads the partitions that are not here: what their leaders have told.
+//! Who leads the partitions that are not here, and who reaches whom: what the other brokers have told.
 //!
-//! A notice is a JSON list of partitions with epoch and in-sync replicas. The highest epoch counts,
-//! whatever the order in which notices come.
+//! A notice is JSON: the brokers that the sender reaches, and partitions that it leads with epoch and
+//! in-sync replicas. The highest epoch counts, whatever the order in which notices come.
 
 use std::collections::HashMap;
 
@@ -31,9 +31,15 @@ struct Entry {
     in_sync: Vec<i32>,
 }
 
-/// A notice of partitions that the sender leads.
-pub fn encode(led: &[(PartitionKey, Leadership)]) -> Bytes {
-    let entries: Vec<Entry> = led
+#[derive(Serialize, Deserialize)]
+struct Notice {
+    reached: Vec<i32>,
+    led: Vec<Entry>,
+}
+
+/// A notice of the brokers that the sender reaches, and of partitions that it leads.
+pub fn encode(reached: &[i32], led: &[(PartitionKey, Leadership)]) -> Bytes {
+    let entries = led
         .iter()
         .map(|(key, leadership)| Entry {
             topic: key.topic_id,
@@ -43,13 +49,18 @@ pub fn encode(led: &[(PartitionKey, Leadership)]) -> Bytes {
         })
         .collect();
     // Numbers and strings cannot fail to serialise.
-    serde_json::to_vec(&entries).unwrap_or_default().into()
+    let notice = Notice {
+        reached: reached.to_vec(),
+        led: entries,
+    };
+    serde_json::to_vec(&notice).unwrap_or_default().into()
 }
 
 /// What has been told.
 #[derive(Debug, Default)]
 pub struct Leaders {
     known: HashMap<PartitionKey, Leadership>,
+    reached: HashMap<i32, Vec<i32>>,
 }
 
 impl Leaders {
@@ -57,10 +68,19 @@ impl Leaders {
         self.known.get(&partition)
     }
 
+    /// The brokers that have last told that they reach that one.
+    pub fn who_reach(&self, broker: i32) -> impl Iterator<Item = i32> {
+        self.reached
+            .iter()
+            .filter(move |(_, reached)| reached.contains(&broker))
+            .map(|(by, _)| *by)
+    }
+
     /// Takes in a notice.
     pub fn heard(&mut self, from: i32, notice: &[u8]) -> Result<(), serde_json::Error> {
-        let entries: Vec<Entry> = serde_json::from_slice(notice)?;
-        for entry in entries {
+        let notice: Notice = serde_json::from_slice(notice)?;
+        self.reached.insert(from, notice.reached);
+        for entry in notice.led {
             let key = PartitionKey {
                 topic_id: entry.topic,
                 index: entry.partition,
@@ -86,9 +106,19 @@ impl Leaders {
 #[derive(Debug, Default)]
 pub struct Told {
     last: HashMap<PartitionKey, Leadership>,
+    reached: Vec<i32>,
 }
 
 impl Told {
+    /// Whether these are other brokers than was told; remembers them as told.
+    pub fn reaches_others(&mut self, reached: &[i32]) -> bool {
+        let is_new = self.reached != reached;
+        if is_new {
+            self.reached = reached.to_vec();
+        }
+        is_new
+    }
+
     /// What is new or other than was told; remembers it as told.
     pub fn changes(
         &mut self,
@@ -126,15 +156,20 @@ mod tests {
     #[test]
     fn an_older_leader_that_speaks_late_is_not_believed() {
         let mut leaders = Leaders::default();
-        leaders.heard(8, &encode(&led(5))).unwrap();
-        leaders.heard(7, &encode(&led(4))).unwrap();
+        leaders.heard(8, &encode(&[7], &led(5))).unwrap();
+        leaders.heard(7, &encode(&[], &led(4))).unwrap();
         let known = leaders.of(led(0)[0].0).unwrap();
         assert_eq!((known.leader, known.leader_epoch), (8, 5));
+        assert_eq!(leaders.who_reach(7).collect::<Vec<_>>(), [8]);
+        assert_eq!(leaders.who_reach(8).count(), 0);
     }
 
     #[test]
     fn only_changes_are_told() {
         let mut told = Told::default();
+        assert!(told.reaches_others(&[2]));
+        assert!(!told.reaches_others(&[2]));
+        assert!(told.reaches_others(&[]));
         assert_eq!(told.changes(led(1)).len(), 1);
         assert_eq!(told.changes(led(1)).len(), 0);
         assert_eq!(told.changes(Vec::new()).len(), 0);

@@ -78,6 +78,17 @@ impl Cluster {
                 .is_some_and(|peers| peers.is_connected(broker))
     }
 
+    /// Whether that broker is there for this one, or for another that is.
+    pub fn is_there(&self, broker: i32) -> bool {
+        self.is_alive(broker)
+            || self
+                .leaders
+                .read()
+                .unwrap_or_else(PoisonError::into_inner)
+                .who_reach(broker)
+                .any(|by| by != broker && self.is_alive(by))
+    }
+
     /// Asks another broker; fails if there is none such.
     pub async fn ask(
         &self,
@@ -116,7 +127,7 @@ impl Cluster {
     }
 }
 
-/// Tells the other brokers what this one leads: changes as they come, all of it to a newcomer.
+/// Tells the other brokers what this one leads and whom it reaches: changes as they come, all of it to a newcomer.
 /// Runs until the broker stops.
 pub async fn announce(broker: Arc<Broker>) {
     let mut told = leaders::Told::default();
@@ -145,6 +156,13 @@ pub async fn announce(broker: Arc<Broker>) {
                 (view.key(), leadership)
             })
             .collect();
+        let mut others = broker.controller.read(|image| image.broker_ids());
+        others.retain(|other| *other != broker.id());
+        let reached: Vec<i32> = others
+            .iter()
+            .copied()
+            .filter(|other| broker.cluster.is_alive(*other))
+            .collect();
         let newcomers = std::mem::take(
             &mut *broker
                 .cluster
@@ -153,21 +171,19 @@ pub async fn announce(broker: Arc<Broker>) {
                 .unwrap_or_else(PoisonError::into_inner),
         );
         if !newcomers.is_empty() {
-            let all = leaders::encode(&led);
+            let all = leaders::encode(&reached, &led);
             for newcomer in newcomers {
                 // It will be told again when it comes back.
                 let _ = peers.notify(newcomer, all.clone());
             }
         }
         let changes = told.changes(led);
-        if changes.is_empty() {
+        if !told.reaches_others(&reached) && changes.is_empty() {
             continue;
         }
-        let notice = leaders::encode(&changes);
-        for other in broker.controller.read(|image| image.broker_ids()) {
-            if other != broker.id() {
-                let _ = peers.notify(other, notice.clone());
-            }
+        let notice = leaders::encode(&reached, &changes);
+        for other in others {
+            let _ = peers.notify(other, notice.clone());
         }
     }
 }
