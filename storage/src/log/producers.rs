@@ -126,8 +126,25 @@ impl Log {
             let failed = |error: io::Error| StorageError::io("read", &path, error);
             let relative = u32::try_from(from - segment.base_offset()).unwrap_or(0);
             let position = segment.with_index(|index| index.position_before(relative));
+            let corrupt = |position, reason: &str| {
+                StorageError::Corrupt(Corruption {
+                    file: path.clone(),
+                    position,
+                    reason: reason.into(),
+                })
+            };
             let mut frames = Frames::new(segment, u64::from(position), usize::MAX);
+            let mut next_offset = None;
             while let Some(frame) = frames.next().map_err(failed)? {
+                let (base_offset, end) = (frame.header.base_offset, frame.header.next_offset());
+                // A log that was closed cleanly has not been scanned.
+                if next_offset.is_some_and(|next| next != base_offset)
+                    || base_offset < segment.base_offset()
+                    || end > segment.next_offset()
+                {
+                    return Err(corrupt(frame.position, "a batch's offset does not follow"));
+                }
+                next_offset = Some(end);
                 if frame.header.base_offset < from || !frame.header.has_producer_id() {
                     continue;
                 }
@@ -136,11 +153,7 @@ impl Log {
                     false => None,
                 };
                 let batch = ProducerBatch::from_header(&frame.header, marker).ok_or_else(|| {
-                    StorageError::Corrupt(Corruption {
-                        file: path.clone(),
-                        position: frame.position,
-                        reason: "a control batch without a readable marker".into(),
-                    })
+                    corrupt(frame.position, "a control batch without a readable marker")
                 })?;
                 // Batches commit whole, but the log may start within one.
                 if batch.base_offset < committed_offset {

@@ -72,7 +72,7 @@ fn append(log: &mut Log, term: u64, records: usize) -> Entry {
 fn sync(log: &mut Log) {
     if let Some(ticket) = log.sync_ticket() {
         ticket.run().unwrap();
-        log.synced(ticket.point());
+        log.synced(ticket.cover());
         log.write_recovery_point().unwrap();
     }
 }
@@ -511,7 +511,7 @@ fn check_history(steps: Vec<Step>) {
                     match ticket.run() {
                         Ok(()) => {
                             synced = appended.len();
-                            log.synced(ticket.point());
+                            log.synced(ticket.cover());
                             if let Err(error) = log.write_recovery_point() {
                                 assert!(!powered, "{error}");
                             }
@@ -663,22 +663,26 @@ fn a_full_disk_does_not_hinder_a_truncation() {
     }
 }
 
+/// Appends a batch of an idempotent producer.
+fn append_of_producer(log: &mut Log, sequence: i32, records: usize) {
+    let mut builder = BatchBuilder::new().producer(7, 0, sequence);
+    for _ in 0..records {
+        builder.push(1000, None, Some(b"value"), &[]);
+    }
+    let entry = Entry {
+        index: log.last_index().next(),
+        term: Term(1),
+        batch: StampedBatch::stamp(builder.build().unwrap(), log.next_offset(), 0).unwrap(),
+    };
+    log.append(&[entry], 0).unwrap();
+}
+
 #[test]
 fn what_lies_before_the_log_start_is_committed_for_producers() {
     let (_, disk) = sim();
     let mut log = create(&disk, &directory());
-    for sequence in [0, 3] {
-        let mut builder = BatchBuilder::new().producer(7, 0, sequence);
-        for _ in 0..3 {
-            builder.push(1000, None, Some(b"value"), &[]);
-        }
-        let entry = Entry {
-            index: log.last_index().next(),
-            term: Term(1),
-            batch: StampedBatch::stamp(builder.build().unwrap(), log.next_offset(), 0).unwrap(),
-        };
-        log.append(&[entry], 0).unwrap();
-    }
+    append_of_producer(&mut log, 0, 3);
+    append_of_producer(&mut log, 3, 3);
     // Within the second batch, which is committed as a whole.
     log.set_log_start_offset(4).unwrap();
     let mut state = log.recover_producers(0, 0).unwrap();
@@ -686,4 +690,22 @@ fn what_lies_before_the_log_start_is_committed_for_producers() {
     assert_eq!(state.committed_end_offset(), 6);
     state.drop_in_flight_from(6);
     assert_eq!(state.committed(7).unwrap().last_sequence(), 5);
+}
+
+#[test]
+fn producers_are_not_made_of_batches_whose_offsets_do_not_follow() {
+    for bit in 0..64 {
+        let (disk, handle) = sim();
+        let mut log = create(&handle, &directory());
+        append_of_producer(&mut log, 0, 3);
+        let second = log.size_in_bytes() as usize;
+        append_of_producer(&mut log, 3, 3);
+        append_of_producer(&mut log, 6, 1);
+        log.close().unwrap();
+        let path = directory().join("00000000000000000000.log");
+        disk.flip_bit(&path, second * 8 + bit);
+        let (log, _) = open(&handle, &directory());
+        let recovered = log.recover_producers(0, 0);
+        assert!(matches!(recovered, Err(StorageError::Corrupt(_))), "{bit}");
+    }
 }
