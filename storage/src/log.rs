@@ -195,6 +195,9 @@ pub struct Log {
     synced: SyncedPoint,
     /// What the recovery point file says.
     recovery_point: SyncedPoint,
+    /// How often entries were cut off. A sync that was asked for before says nothing of what stands
+    /// in their place.
+    truncations: u64,
 }
 
 /// A place in the log up to which a sync has made it durable.
@@ -204,6 +207,13 @@ pub struct SyncedPoint {
     pub base_offset: i64,
     /// In the segment's file.
     pub position: u64,
+}
+
+/// What a sync covers of a log as it was when the sync was asked for.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct SyncCover {
+    point: SyncedPoint,
+    truncations: u64,
 }
 
 impl Log {
@@ -435,17 +445,22 @@ impl Log {
             files: std::mem::take(&mut self.dirty_files),
             directories: std::mem::take(&mut self.dirty_directories),
             name: self.directory.clone(),
-            point: SyncedPoint {
-                base_offset: self.active.base_offset(),
-                position: self.active.end(),
+            cover: SyncCover {
+                point: SyncedPoint {
+                    base_offset: self.active.base_offset(),
+                    position: self.active.end(),
+                },
+                truncations: self.truncations,
             },
             mark: None,
         })
     }
 
     /// A ticket's run has succeeded: what it covers is durable.
-    pub fn synced(&mut self, point: SyncedPoint) {
-        self.synced = self.synced.max(point);
+    pub fn synced(&mut self, cover: SyncCover) {
+        if cover.truncations == self.truncations {
+            self.synced = self.synced.max(cover.point);
+        }
     }
 
     /// Notes for a later recovery how far the log is durable; cheap, to be done now and then.

@@ -13,7 +13,7 @@ use raft::eraftpb::{ConfState, HardState, Message};
 use streamgauge_storage::StorageError;
 use streamgauge_storage::disk::Disk;
 use streamgauge_storage::hard_state::{GroupKey, HardStates, SavedState};
-use streamgauge_storage::log::{Log, LogStart, SyncTicket, SyncedPoint};
+use streamgauge_storage::log::{Log, LogStart, SyncCover, SyncTicket};
 
 use super::event::{
     AppendError, DeleteRecordsError, Effect, Event, GroupMessage, OpenPartition, OpenedPartition,
@@ -49,7 +49,7 @@ struct Round {
 /// What a partition's part in a round settles.
 struct Settled {
     ready: Option<ReadyToken>,
-    point: Option<SyncedPoint>,
+    cover: Option<SyncCover>,
 }
 
 pub struct Shard {
@@ -284,10 +284,10 @@ impl Shard {
     }
 
     fn gather(&mut self, id: PartitionId, ready: Option<ReadyToken>, sync: Option<SyncTicket>) {
-        let point = sync.as_ref().map(SyncTicket::point);
+        let cover = sync.as_ref().map(SyncTicket::cover);
         self.gathered_tickets.extend(sync);
-        if ready.is_some() || point.is_some() {
-            self.gathered.push((id, Settled { ready, point }));
+        if ready.is_some() || cover.is_some() {
+            self.gathered.push((id, Settled { ready, cover }));
         }
     }
 
@@ -305,8 +305,8 @@ impl Shard {
         }
         for (id, settled) in round.readies {
             if let Some(partition) = self.partition(id) {
-                if let Some(point) = settled.point {
-                    partition.durable(point);
+                if let Some(cover) = settled.cover {
+                    partition.durable(cover);
                 }
                 if let Some(token) = settled.ready {
                     let key = partition.view.key();
@@ -438,7 +438,7 @@ impl Shard {
             // the page cache only.
             if let Some(ticket) = log.sync_ticket() {
                 ticket.run()?;
-                log.synced(ticket.point());
+                log.synced(ticket.cover());
             }
             log
         } else {

@@ -8,7 +8,7 @@ use raft::eraftpb::Message;
 use streamgauge_protocol::batch::validate::with_timestamps;
 use streamgauge_protocol::batch::{BatchHeader, StampedBatch, TimestampType as BatchTimestampType};
 use streamgauge_storage::hard_state::SavedState;
-use streamgauge_storage::log::{Log, LogConfig, SyncTicket, SyncedPoint};
+use streamgauge_storage::log::{Log, LogConfig, SyncCover, SyncTicket};
 use streamgauge_storage::producer_state::{
     AppendOrigin, ProducerBatch, ProducerState, ProducerStateError, Verdict,
 };
@@ -484,10 +484,10 @@ impl Partition {
         }
     }
 
-    /// Everything up to that point is durable.
-    pub fn durable(&mut self, point: SyncedPoint) {
+    /// What a sync covers is durable.
+    pub fn durable(&mut self, cover: SyncCover) {
         if let Some(log) = self.log_mut() {
-            log.synced(point);
+            log.synced(cover);
         }
     }
 

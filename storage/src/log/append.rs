@@ -257,6 +257,7 @@ impl Log {
             position,
         };
         self.synced = self.synced.min(end);
+        self.truncations += 1;
         if self.recovery_point > end {
             if self.replace_recovery_point(true).is_err() {
                 // A full disk may have no room for it, and a truncation frees none. Without a
@@ -333,7 +334,7 @@ impl Log {
         }
         if let Some(ticket) = self.sync_ticket() {
             ticket.run().inspect_err(|_| self.failed = true)?;
-            self.synced(ticket.point());
+            self.synced(ticket.cover());
         }
         self.write_recovery_point()?;
         self.write_epochs()?;

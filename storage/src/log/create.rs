@@ -71,6 +71,7 @@ impl Log {
             failed: false,
             synced: SyncedPoint::default(),
             recovery_point: SyncedPoint::default(),
+            truncations: 0,
         })
     }
 
@@ -126,6 +127,7 @@ impl Log {
         self.dirty_directories = Vec::new();
         self.synced = SyncedPoint::default();
         self.recovery_point = SyncedPoint::default();
+        self.truncations += 1;
         self.shared
             .log_start_offset
             .store(log_start_offset, Ordering::Release);

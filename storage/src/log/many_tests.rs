@@ -32,7 +32,7 @@ fn entry(log: &Log, records: i64) -> Entry {
 fn sync(log: &mut Log) {
     if let Some(ticket) = log.sync_ticket() {
         ticket.run().unwrap();
-        log.synced(ticket.point());
+        log.synced(ticket.cover());
     }
 }
 

@@ -188,7 +188,7 @@ impl World {
                 if let Some(ticket) = self.log.sync_ticket() {
                     ticket.run().inspect_err(|_| self.log.failed = true)?;
                     self.synced = self.appended.len();
-                    self.log.synced(ticket.point());
+                    self.log.synced(ticket.cover());
                     self.log.write_recovery_point()?;
                 }
             }

@@ -156,6 +156,7 @@ impl Opening<'_> {
             failed: self.report.corruption.is_some(),
             synced: recovery_point.min(end),
             recovery_point,
+            truncations: 0,
         };
         // With a looser flush policy records can be lost behind a start that was durable at once.
         // A log that replaced another may be behind its start for a while: its leader has the rest.

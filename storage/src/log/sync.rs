@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::SyncedPoint;
+use super::SyncCover;
 use crate::disk::{Disk, DiskFile};
 use crate::error::StorageError;
 
@@ -14,7 +14,7 @@ pub struct SyncTicket {
     pub(super) files: Vec<Arc<dyn DiskFile>>,
     pub(super) directories: Vec<PathBuf>,
     pub(super) name: PathBuf,
-    pub(super) point: SyncedPoint,
+    pub(super) cover: SyncCover,
     /// Where a successful run notes how much of a file is durable.
     pub(super) mark: Option<(Arc<AtomicU64>, u64)>,
 }
@@ -32,7 +32,7 @@ impl SyncTicket {
             files,
             directories,
             name,
-            point: SyncedPoint::default(),
+            cover: SyncCover::default(),
             mark: None,
         }
     }
@@ -44,8 +44,8 @@ impl SyncTicket {
     }
 
     /// What is durable once the ticket has been run.
-    pub fn point(&self) -> SyncedPoint {
-        self.point
+    pub fn cover(&self) -> SyncCover {
+        self.cover
     }
 
     /// Syncs. After an error nothing is known of what the files hold, and a second try that

@@ -709,3 +709,18 @@ fn producers_are_not_made_of_batches_whose_offsets_do_not_follow() {
         assert!(matches!(recovered, Err(StorageError::Corrupt(_))), "{bit}");
     }
 }
+
+#[test]
+fn the_recovery_point_stays_within_a_log_truncated_during_a_sync() {
+    let (_, handle) = sim();
+    let mut log = create(&handle, &directory());
+    append(&mut log, 1, 1);
+    let end = log.size_in_bytes();
+    append(&mut log, 1, 3);
+    let ticket = log.sync_ticket().unwrap();
+    log.truncate_from(log.last_index()).unwrap();
+    ticket.run().unwrap();
+    log.synced(ticket.cover());
+    log.write_recovery_point().unwrap();
+    assert!(Log::recovery_point(&*handle, &directory()).position <= end);
+}
