@@ -95,6 +95,10 @@ pub struct World {
     network: VecDeque<Letter>,
     /// Links that carry nothing, each in one direction.
     cut: Vec<(usize, usize)>,
+    /// A node that stays down for so many steps more, while the others go on.
+    down: Option<(usize, u64)>,
+    /// A node that takes events and does not turn to writing for so many steps more.
+    busy: Option<(usize, u64)>,
     /// Messages are also lost, doubled and overtaken.
     unreliable: bool,
     now_ms: i64,
@@ -122,6 +126,8 @@ impl World {
             restarts: 0,
             network: VecDeque::new(),
             cut: Vec::new(),
+            down: None,
+            busy: None,
             unreliable: true,
             now_ms: 10_000_000,
             next_producer_id: 1,
@@ -224,6 +230,7 @@ impl World {
     /// Power goes, or only the process dies and the page cache stays; then all starts again.
     pub fn restart(&mut self, node: usize, power_failure: bool) {
         self.stop(node, power_failure);
+        self.down = self.down.filter(|(down, _)| *down != node);
         let state = &mut self.nodes[node];
         state.disk.set_faults(Faults::default());
         state.trouble = Trouble::None;
@@ -289,6 +296,21 @@ impl World {
         for topic in &mut self.topics {
             topic.stopped(node, power_failure, &mut self.next_producer_id);
         }
+        // Mostly the others see their connections close.
+        for other in 0..self.nodes.len() {
+            if other != node && self.random.one_in(2) {
+                let broker = i32::try_from(node).expect("few nodes");
+                self.handle(other, Event::Disconnected { broker });
+            }
+        }
+    }
+
+    /// Long enough for the others to elect a leader and to let go what the node does not have.
+    fn stay_down(&mut self, node: usize) {
+        if self.down.is_none() {
+            self.stop(node, true);
+            self.down = Some((node, 50 + self.random.below(300)));
+        }
     }
 
     fn handle(&mut self, node: usize, event: Event) {
@@ -299,6 +321,9 @@ impl World {
     }
 
     pub fn flush(&mut self, node: usize) {
+        if self.busy.is_some_and(|(busy, _)| busy == node) {
+            return;
+        }
         let now_ms = self.now_ms(node);
         let state = &mut self.nodes[node];
         if let Some(shard) = &mut state.shard {
@@ -409,7 +434,13 @@ impl World {
             }
             86..89 => self.delete_records(number),
             89 if self.random.one_in(3) => self.recreate(number),
-            90..95 if self.is_alone() || self.random.one_in(6) => self.fault(node),
+            90..94 if self.is_alone() || self.random.one_in(6) => self.fault(node),
+            94 if !self.is_alone() => match self.random.below(12) {
+                0..2 => self.stay_down(node),
+                // Long enough for the others to elect a leader.
+                2..4 => self.busy = Some((node, 40 + self.random.below(160))),
+                _ => {}
+            },
             95 if self.random.one_in(2 * self.nodes.len() as u64) => self.restart(node, true),
             96 if self.random.one_in(2 * self.nodes.len() as u64) => self.restart(node, false),
             97 if self.random.one_in(3 * self.nodes.len() as u64) => self.close(node),
@@ -435,6 +466,16 @@ impl World {
 
     /// All nodes do something, at their own pace.
     fn pass_time(&mut self) {
+        if let Some((node, steps)) = &mut self.down {
+            let node = *node;
+            *steps -= 1;
+            if *steps == 0 {
+                self.restart(node, false);
+            }
+        }
+        self.busy = self
+            .busy
+            .and_then(|(node, steps)| Some((node, steps.checked_sub(1)?)));
         let tick = self.random.one_in(4);
         for node in 0..self.nodes.len() {
             if tick && !self.random.one_in(8) {
@@ -442,6 +483,10 @@ impl World {
             }
             if self.random.one_in(2) {
                 self.flush(node);
+            }
+            // What must not be said before it is synced has been said by now if ever.
+            if self.nodes[node].syncing.is_some() && self.random.one_in(200) {
+                self.restart(node, true);
             }
             if self.random.one_in(2) {
                 self.sync_step(node);
@@ -640,7 +685,8 @@ impl World {
 
     /// The topic is deleted and one of the same name created.
     fn recreate(&mut self, number: usize) {
-        let all_well = self.nodes.iter().all(|node| node.trouble == Trouble::None);
+        let all_well =
+            self.down.is_none() && self.nodes.iter().all(|node| node.trouble == Trouble::None);
         if !all_well {
             return;
         }
@@ -660,7 +706,7 @@ impl World {
 
     /// A broker is stopped in order and started again.
     fn close(&mut self, node: usize) {
-        if self.nodes[node].trouble != Trouble::None {
+        if self.nodes[node].trouble != Trouble::None || self.nodes[node].shard.is_none() {
             return;
         }
         while self.nodes[node].syncing.is_some() {
@@ -675,6 +721,10 @@ impl World {
     pub fn settle(&mut self) {
         self.cut.clear();
         self.unreliable = false;
+        self.busy = None;
+        if let Some((node, _)) = self.down {
+            self.restart(node, false);
+        }
         for node in 0..self.nodes.len() {
             match self.nodes[node].trouble {
                 Trouble::Fatal => self.restart(node, true),
