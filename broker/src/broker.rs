@@ -142,7 +142,8 @@ impl Broker {
     }
 
     /// The brokers that are there, for clients: they forget those that they are not told of, so what
-    /// counts is not whom this broker alone can reach. One without a majority cannot know.
+    /// counts is not whom this broker alone can reach. One without a majority knows neither that nor
+    /// who leads, and names all but itself: a client that it keeps may ask nobody else, ever.
     pub fn brokers_alive(&self) -> Vec<BrokerInfo> {
         let voters = self.config.voters();
         let reached = voters.iter().filter(|id| self.cluster.is_alive(**id));
@@ -150,7 +151,10 @@ impl Broker {
         self.controller.read(|image| {
             image
                 .brokers()
-                .filter(|known| !has_majority || self.cluster.is_there(known.node_id))
+                .filter(|known| match has_majority {
+                    true => self.cluster.is_there(known.node_id),
+                    false => known.node_id != self.id(),
+                })
                 .cloned()
                 .collect()
         })
