@@ -11,7 +11,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use world::World;
 
-const SEEDS: u64 = 200;
+const SEEDS: u64 = 300;
 const STEPS: u64 = 300;
 
 fn number_from_environment(name: &str) -> Option<u64> {
