@@ -655,6 +655,7 @@ impl World {
         let append = Append {
             batch: bytes,
             acks,
+            wait_ms_max: i64::MAX,
             reply,
         };
         self.handle(node, Event::Append(id, append));
@@ -777,6 +778,10 @@ impl World {
 pub fn is_expected(error: &AppendError) -> bool {
     matches!(
         error,
-        AppendError::Storage(_) | AppendError::NotLeader | AppendError::OutOfOrderSequence(_)
+        AppendError::Storage(_)
+            | AppendError::NotLeader
+            | AppendError::OutOfOrderSequence(_)
+            | AppendError::NotEnoughReplicas { .. }
+            | AppendError::NotEnoughReplicasAfterAppend { .. }
     )
 }

@@ -104,6 +104,7 @@ fn send(context: &Context, request: ProduceRequest) -> Vec<SentTopic> {
         _ => None,
     };
     let transactional = request.transactional_id.is_some();
+    let wait_ms_max = i64::from(request.timeout_ms.max(0));
     let now_ms = clock::now_ms();
     request
         .topic_data
@@ -128,7 +129,7 @@ fn send(context: &Context, request: ProduceRequest) -> Vec<SentTopic> {
                         (None, _) if by_id => Part::Failed(Failure::new(ErrorCode::UnknownTopicId)),
                         (None, _) => Part::Failed(Failure::new(ErrorCode::UnknownTopicOrPartition)),
                         (Some(topic), Some(acks)) => {
-                            send_part(context, topic, partition, acks, now_ms)
+                            send_part(context, topic, partition, acks, wait_ms_max, now_ms)
                                 .map_or_else(Part::Failed, Part::Pending)
                         }
                     };
@@ -149,6 +150,7 @@ fn send_part(
     topic: &Arc<TopicHandle>,
     data: PartitionProduceData,
     acks: Acks,
+    wait_ms_max: i64,
     now_ms: i64,
 ) -> Result<PendingAppend, Failure> {
     if topic.is_internal() {
@@ -176,7 +178,7 @@ fn send_part(
     }
     let rules = rules(&config, context.version);
     let validated = validate(batch, &rules, now_ms).map_err(refused)?;
-    Ok(partition.append(validated.batch, acks))
+    Ok(partition.append_within(validated.batch, acks, wait_ms_max))
 }
 
 fn rules(config: &TopicConfig, produce_version: i16) -> ValidationRules {
@@ -320,6 +322,9 @@ fn append_failure(error: AppendError) -> Failure {
         AppendError::InvalidProducerEpoch(_) => ErrorCode::InvalidProducerEpoch,
         AppendError::InvalidRecord(_) => ErrorCode::InvalidRecord,
         AppendError::Storage(_) => ErrorCode::KafkaStorageError,
+        AppendError::NotEnoughReplicas { .. } => ErrorCode::NotEnoughReplicas,
+        AppendError::NotEnoughReplicasAfterAppend { .. } => ErrorCode::NotEnoughReplicasAfterAppend,
+        AppendError::TimedOut => ErrorCode::RequestTimedOut,
     };
     Failure::saying(code, error.to_string())
 }

@@ -96,6 +96,8 @@ fn metadata_log_config(broker: &BrokerConfig) -> TopicConfig {
     TopicConfig {
         retention_ms: -1,
         retention_bytes: -1,
+        // A majority is what the cluster rests on, no more and no less.
+        min_insync_replicas: 1,
         flush: crate::config::Flush::BeforeAcknowledge,
         max_message_bytes: i32::MAX,
         message_timestamp_type: crate::config::TimestampType::CreateTime,

@@ -20,6 +20,7 @@ use streamgauge_protocol::batch::{BATCH_PREFIX_BYTES, BatchHeader, StampedBatch}
 use streamgauge_storage::log::Log;
 use streamgauge_storage::{RaftIndex, StorageError, Term};
 
+use super::followers::{Followers, Positions};
 use super::log_storage::{InternalKind, LogStorage, NotABatch, internal_kind, to_log_entry};
 use super::raft_logger;
 use super::start_here::{StartHere, StartHereError};
@@ -115,6 +116,8 @@ pub struct RaftGroup {
     /// The `Ready` with which the log was replaced, and the entry before the new log's first: that
     /// counts as applied once the `Ready` is persisted.
     started_in: Option<(u64, u64)>,
+    /// Of whom this replica, while it leads, has heard.
+    followers: Followers,
     ticks: u64,
     /// Draws the election timeouts, so that a seed makes a simulated run.
     random: u64,
@@ -197,6 +200,7 @@ impl RaftGroup {
             proposals: Vec::new(),
             held_back: VecDeque::new(),
             started_in: None,
+            followers: Followers::default(),
             ticks: 0,
             random: (seed ^ raft_id.rotate_left(32)) | 1,
             drawn_for: (0, StateRole::Follower),
@@ -220,6 +224,7 @@ impl RaftGroup {
     fn changed(&mut self) {
         let raft = &self.raw.raft;
         if self.drawn_for != (raft.term, raft.state) {
+            self.followers.clear();
             self.draw_election_timeout();
         }
     }
@@ -231,6 +236,7 @@ impl RaftGroup {
             self.changed();
         }
         self.ticks += 1;
+        self.observe_followers();
         if self.ticks.is_multiple_of(ELECTION_TICKS as u64) {
             self.tell_again_where_to_begin();
         }
@@ -264,7 +270,7 @@ impl RaftGroup {
     /// acknowledged, or holds others than the group.
     pub fn step(&mut self, message: Message) -> Result<(), GroupError> {
         let last = self.raw.raft.raft_log.last_index();
-        let kind = message.get_msg_type();
+        let (kind, from) = (message.get_msg_type(), message.from);
         if kind == MessageType::MsgPropose {
             // A follower would append what another broker has given an offset.
             return Ok(());
@@ -290,6 +296,9 @@ impl RaftGroup {
             // Messages of former members and the like are Raft's to refuse.
             Ok(_) => {
                 self.changed();
+                if self.is_leader() {
+                    self.followers.heard(from, self.ticks);
+                }
                 Ok(())
             }
             Err(panic) => Err(GroupError::Diverged(panic_text(&*panic))),
@@ -332,6 +341,7 @@ impl RaftGroup {
     /// alone would be: the others, who lose it too, vote soon. (A leader that is still there for the
     /// others is protected by pre-vote: they do not answer while they hear of it.)
     pub fn lost(&mut self, raft_id: u64) {
+        self.followers.lost(raft_id);
         if self.raw.raft.leader_id != raft_id {
             return;
         }
@@ -349,18 +359,66 @@ impl RaftGroup {
         (id != INVALID_ID).then_some(id)
     }
 
-    /// On a leader: the replicas that have been heard of within an election timeout and hold all
-    /// that is committed, this one included. What Kafka calls the in-sync replicas.
-    pub fn in_sync(&self) -> Vec<u64> {
+    fn observe_followers(&mut self) {
+        if !self.is_leader() {
+            return;
+        }
         let raft = &self.raw.raft;
-        let committed = raft.raft_log.committed;
-        raft.prs()
-            .iter()
+        for (id, progress) in raft.prs().iter() {
+            let positions = positions(raft, progress);
+            self.followers.observe(*id, positions, self.ticks);
+        }
+    }
+
+    /// On a leader: the replicas that are heard of and keep up with the log, this one included.
+    /// What Kafka calls the in-sync replicas.
+    pub fn in_sync(&self) -> Vec<u64> {
+        self.in_sync_progress().map(|(id, _)| id).collect()
+    }
+
+    /// How many [`Self::in_sync`] has.
+    pub fn in_sync_count(&self) -> usize {
+        self.in_sync_progress().count()
+    }
+
+    fn in_sync_progress(&self) -> impl Iterator<Item = (u64, &raft::Progress)> {
+        let raft = &self.raw.raft;
+        let members = raft.prs().iter();
+        members
             .filter(|(id, progress)| {
-                **id == raft.id || (progress.recent_active && progress.matched >= committed)
+                let positions = positions(raft, progress);
+                **id == raft.id || self.followers.is_in_sync(**id, positions, self.ticks)
             })
-            .map(|(id, _)| *id)
-            .collect()
+            .map(|(id, progress)| (*id, progress))
+    }
+
+    /// On a leader: the replica in sync, beside this one, that holds the most of the log.
+    pub fn successor(&self) -> Option<u64> {
+        let own = self.raw.raft.id;
+        self.in_sync_progress()
+            .filter(|(id, _)| *id != own)
+            .max_by_key(|(_, progress)| progress.matched)
+            .map(|(id, _)| id)
+    }
+
+    /// On a leader: how many replicas are known to hold that entry on disk.
+    pub fn holders_count(&self, index: RaftIndex) -> usize {
+        let members = self.raw.raft.prs();
+        let voters = members.conf().voters();
+        members
+            .iter()
+            .filter(|(id, progress)| voters.contains(**id) && progress.matched >= index.0)
+            .count()
+    }
+
+    /// How many replicas hold what is committed, at least.
+    pub fn majority(&self) -> usize {
+        self.voters_count() / 2 + 1
+    }
+
+    /// How many replicas vote.
+    pub fn voters_count(&self) -> usize {
+        self.raw.raft.prs().conf().voters().ids().len()
     }
 
     pub fn log(&self) -> &Log {
@@ -673,6 +731,14 @@ impl RaftGroup {
             self.raw.advance_apply_to(index);
         }
         self.release()
+    }
+}
+
+fn positions(raft: &raft::Raft<LogStorage>, progress: &raft::Progress) -> Positions {
+    Positions {
+        matched: progress.matched,
+        last: raft.raft_log.last_index(),
+        committed: raft.raft_log.committed,
     }
 }
 

@@ -4,6 +4,7 @@
 //! through the log; [`log_storage::LogStorage`] shows the log to it. Nothing here knows of Kafka's
 //! requests, of threads or of clocks.
 
+mod followers;
 pub mod group;
 pub mod log_storage;
 mod raft_logger;

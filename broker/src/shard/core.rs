@@ -324,7 +324,7 @@ impl Shard {
             let Some(partition) = self.partitions.get_mut(id).and_then(Option::as_mut) else {
                 continue;
             };
-            partition.tick();
+            partition.tick(now_ms);
             // A round under way may hold the files of a suspended log, and could still fail.
             if quiet && let Some(state) = partition.resume(now_ms) {
                 let group = group_key(partition.view.key());

@@ -33,6 +33,8 @@ pub enum Acks {
 pub struct Append {
     pub batch: Bytes,
     pub acks: Acks,
+    /// How long an answer at the commit may take, in milliseconds.
+    pub wait_ms_max: i64,
     pub reply: oneshot::Sender<Result<Appended, AppendError>>,
 }
 
@@ -62,6 +64,14 @@ pub enum AppendError {
     InvalidRecord(String),
     #[error("the disk refused the write: {0}")]
     Storage(String),
+    #[error("{in_sync} replicas are in sync, and min.insync.replicas asks for {wanted}")]
+    NotEnoughReplicas { in_sync: usize, wanted: usize },
+    /// It is committed, and will stay.
+    #[error("the batch was written, but fewer than {wanted} replicas are known to hold it")]
+    NotEnoughReplicasAfterAppend { wanted: usize },
+    /// It may be committed later, or not.
+    #[error("the batch was not committed in time")]
+    TimedOut,
 }
 
 /// What opening a partition needs.

@@ -51,8 +51,18 @@ impl PartitionHandle {
     /// Sends a batch to the log. The order of calls is the order in the log; the future of the
     /// answer may be awaited later.
     pub fn append(&self, batch: Bytes, acks: Acks) -> PendingAppend {
+        self.append_within(batch, acks, i64::MAX)
+    }
+
+    /// As [`Self::append`], answered within so many milliseconds if it waits for replicas.
+    pub fn append_within(&self, batch: Bytes, acks: Acks, wait_ms_max: i64) -> PendingAppend {
         let (reply, answer) = oneshot::channel();
-        let append = Append { batch, acks, reply };
+        let append = Append {
+            batch,
+            acks,
+            wait_ms_max,
+            reply,
+        };
         self.shard.send(Event::Append(self.id, append));
         PendingAppend(answer)
     }

@@ -11,5 +11,7 @@ pub mod core;
 pub mod event;
 pub mod handle;
 pub mod partition;
+#[cfg(test)]
+mod replica_tests;
 pub mod runner;
 pub mod view;

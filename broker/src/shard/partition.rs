@@ -34,6 +34,7 @@ struct Pending {
     /// The entry whose commit settles it.
     index: RaftIndex,
     appended: Appended,
+    deadline_ms: i64,
     reply: AppendReply,
 }
 
@@ -169,9 +170,14 @@ impl Partition {
     /// Takes one batch: gives it its offset and epoch and proposes it. Answers at once if it is
     /// refused or a duplicate of what is committed; else the answer comes with `acks`.
     pub fn append(&mut self, append: Append, now_ms: i64) {
-        let Append { batch, acks, reply } = append;
+        let Append {
+            batch,
+            acks,
+            wait_ms_max,
+            reply,
+        } = append;
         // A client that has gone away does not want to know.
-        match self.propose(batch, now_ms) {
+        match self.propose(batch, acks, now_ms) {
             Err(error) => drop(reply.send(Err(error))),
             Ok(Proposed::Done(appended)) => drop(reply.send(Ok(appended))),
             Ok(Proposed::AtCommit { index, appended }) => match acks {
@@ -181,18 +187,31 @@ impl Partition {
                 Acks::All => self.pending.push_back(Pending {
                     index,
                     appended,
+                    deadline_ms: now_ms.saturating_add(wait_ms_max),
                     reply,
                 }),
             },
         }
     }
 
-    fn propose(&mut self, batch: bytes::Bytes, now_ms: i64) -> Result<Proposed, AppendError> {
+    fn propose(
+        &mut self,
+        batch: bytes::Bytes,
+        acks: Acks,
+        now_ms: i64,
+    ) -> Result<Proposed, AppendError> {
         let Life::Running(group) = &mut self.life else {
             return Err(AppendError::Storage(EARLIER_FAILURE.to_owned()));
         };
         if !self.leads || !group.may_serve() {
             return Err(AppendError::NotLeader);
+        }
+        let wanted = replicas_wanted(&self.config, group);
+        if acks == Acks::All && wanted > 1 {
+            let in_sync = group.in_sync_count();
+            if in_sync < wanted {
+                return Err(AppendError::NotEnoughReplicas { in_sync, wanted });
+            }
         }
         let leader_epoch = group.term().leader_epoch();
         let append_time = self.config.message_timestamp_type == TimestampType::LogAppendTime;
@@ -226,6 +245,11 @@ impl Partition {
                 Verdict::Append => {}
                 Verdict::Duplicate(original) => {
                     let appended = placed(original.base_offset, original.last_offset);
+                    if acks == Acks::All && wanted > group.majority() {
+                        // Committed, and perhaps not yet where the setting wants it.
+                        let index = RaftIndex(group.next_index().0 - 1);
+                        return Ok(Proposed::AtCommit { index, appended });
+                    }
                     return Ok(Proposed::Done(appended));
                 }
                 Verdict::DuplicateInFlight(original) => {
@@ -370,11 +394,14 @@ impl Partition {
         };
         if let Err(error) = group.step(message) {
             self.fail(&error.to_string());
+        } else {
+            self.answer_held();
         }
     }
 
     /// Raft's clock moves on. A group of one voter has nothing to wait for.
-    pub fn tick(&mut self) {
+    pub fn tick(&mut self, now_ms: i64) {
+        self.refuse_overdue(now_ms);
         let Life::Running(group) = &mut self.life else {
             return;
         };
@@ -409,11 +436,10 @@ impl Partition {
 
     /// Hands the leadership to a replica that is in sync, if this one leads.
     pub fn transfer(&mut self, target: Option<u64>) {
-        let own = self.raft_id;
         if let Life::Running(group) = &mut self.life
             && group.is_leader()
         {
-            let target = target.or_else(|| group.in_sync().into_iter().find(|id| *id != own));
+            let target = target.or_else(|| group.successor());
             if let Some(target) = target {
                 group.transfer_to(target);
             }
@@ -466,19 +492,64 @@ impl Partition {
             .map_or(high_watermark, |offset| offset.min(high_watermark));
         self.view
             .publish_positions(high_watermark, last_stable_offset);
-        while let Some(pending) = self
-            .pending
-            .pop_front_if(|pending| pending.index <= committed)
-        {
+        self.answer_held();
+    }
+
+    /// Answers the appends that are committed and held by as many replicas as the topic wants.
+    fn answer_held(&mut self) {
+        let Life::Running(group) = &self.life else {
+            return;
+        };
+        if self.pending.is_empty() {
+            return;
+        }
+        let committed = group.committed();
+        let wanted = replicas_wanted(&self.config, group);
+        // A majority holds whatever is committed.
+        let majority_will_do = wanted <= group.majority();
+        while let Some(pending) = self.pending.pop_front_if(|pending| {
+            pending.index <= committed
+                && (majority_will_do || group.holders_count(pending.index) >= wanted)
+        }) {
             drop(pending.reply.send(Ok(pending.appended)));
         }
+    }
+
+    /// Answers the appends that have waited as long as their clients do, and those for which there
+    /// are too few replicas now. What is written stays written.
+    fn refuse_overdue(&mut self, now_ms: i64) {
+        let Life::Running(group) = &self.life else {
+            return;
+        };
+        if self.pending.is_empty() {
+            return;
+        }
+        let committed = group.committed();
+        let wanted = replicas_wanted(&self.config, group);
+        let too_few = wanted > 1 && group.in_sync_count() < wanted;
+        let mut waiting = VecDeque::with_capacity(self.pending.len());
+        for pending in self.pending.drain(..) {
+            let is_committed = pending.index <= committed;
+            let error = if is_committed && (too_few || pending.deadline_ms <= now_ms) {
+                AppendError::NotEnoughReplicasAfterAppend { wanted }
+            } else if pending.deadline_ms <= now_ms {
+                AppendError::TimedOut
+            } else {
+                waiting.push_back(pending);
+                continue;
+            };
+            drop(pending.reply.send(Err(error)));
+        }
+        self.pending = waiting;
     }
 
     /// The sync of that `Ready` has ended; returns the messages that waited for it.
     pub fn synced(&mut self, token: ReadyToken) -> Vec<Message> {
         match &mut self.life {
             Life::Running(group) if token.incarnation == self.incarnation => {
-                group.persisted(token.number)
+                let messages = group.persisted(token.number);
+                self.answer_held();
+                messages
             }
             _ => Vec::new(),
         }
@@ -787,6 +858,13 @@ fn saved_state(group: &RaftGroup) -> SavedState {
         learners_next: conf_state.learners_next.clone(),
         auto_leave: conf_state.auto_leave,
     }
+}
+
+/// How many replicas must be in sync, and hold a batch, for `acks=all`: no more than there are.
+fn replicas_wanted(config: &TopicConfig, group: &RaftGroup) -> usize {
+    usize::try_from(config.min_insync_replicas)
+        .unwrap_or(1)
+        .min(group.voters_count())
 }
 
 /// What a topic's configs ask of its logs.

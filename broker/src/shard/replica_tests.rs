@@ -1,0 +1,216 @@
+//! Three shards that hold a partition together, without threads: what `min.insync.replicas` asks.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use streamgauge_protocol::batch::BatchBuilder;
+use streamgauge_storage::disk::real::RealDisk;
+use tokio::sync::oneshot;
+use uuid::Uuid;
+
+use super::core::{Shard, ShardSettings};
+use super::event::{
+    Acks, Append, AppendError, Appended, Effect, Event, OpenPartition, PartitionId,
+};
+use super::view::{PartitionKey, PartitionView};
+use crate::config::{ConfigLoader, TopicConfig};
+
+const NODES: i32 = 3;
+
+type Answer = oneshot::Receiver<Result<Appended, AppendError>>;
+
+struct Node {
+    shard: Shard,
+    id: PartitionId,
+    view: Arc<PartitionView>,
+    /// Nothing comes from it or reaches it.
+    is_cut_off: bool,
+}
+
+struct Trio {
+    nodes: Vec<Node>,
+    now_ms: i64,
+    _directory: tempfile::TempDir,
+}
+
+impl Trio {
+    fn start(min_insync_replicas: i32) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let defaults = ConfigLoader::new().finish("test").unwrap().topic_defaults;
+        let config = Arc::new(TopicConfig {
+            min_insync_replicas,
+            ..defaults
+        });
+        let nodes = (0..NODES)
+            .map(|node| start_node(&directory.path().join(node.to_string()), node, &config))
+            .collect();
+        let mut trio = Self {
+            nodes,
+            now_ms: 0,
+            _directory: directory,
+        };
+        trio.run(3_000);
+        assert!(
+            trio.nodes[0].view.is_serving(),
+            "the preferred replica leads"
+        );
+        trio
+    }
+
+    /// Lets time pass, and all that is written, synced and sent happen.
+    fn run(&mut self, for_ms: i64) {
+        let end_ms = self.now_ms + for_ms;
+        loop {
+            self.settle();
+            if self.now_ms >= end_ms {
+                return;
+            }
+            self.now_ms += 100;
+            for node in &mut self.nodes {
+                node.shard.handle(Event::Tick, self.now_ms);
+            }
+        }
+    }
+
+    fn settle(&mut self) {
+        loop {
+            let mut is_quiet = true;
+            let mut sent = Vec::new();
+            for node in &mut self.nodes {
+                while let Some(Effect::Sync { round, .. }) = node.shard.flush(self.now_ms) {
+                    let result = Ok(());
+                    node.shard
+                        .handle(Event::Synced { round, result }, self.now_ms);
+                    is_quiet = false;
+                }
+                let outbox = node.shard.take_outbox();
+                if !node.is_cut_off {
+                    sent.extend(outbox);
+                }
+            }
+            for (to, message) in sent {
+                let node = &mut self.nodes[usize::try_from(to).unwrap()];
+                if !node.is_cut_off {
+                    let messages = vec![message];
+                    node.shard.handle(Event::Raft { messages }, self.now_ms);
+                    is_quiet = false;
+                }
+            }
+            if is_quiet {
+                return;
+            }
+        }
+    }
+
+    fn append(&mut self, acks: Acks, wait_ms_max: i64) -> Answer {
+        let mut batch = BatchBuilder::new();
+        batch.push(self.now_ms, None, Some(b"value"), &[]);
+        let (reply, answer) = oneshot::channel();
+        let append = Append {
+            batch: batch.build().unwrap(),
+            acks,
+            wait_ms_max,
+            reply,
+        };
+        let leader = &mut self.nodes[0];
+        leader
+            .shard
+            .handle(Event::Append(leader.id, append), self.now_ms);
+        self.settle();
+        answer
+    }
+}
+
+fn start_node(directory: &std::path::Path, node: i32, config: &Arc<TopicConfig>) -> Node {
+    let settings = ShardSettings {
+        broker_id: node,
+        directory: directory.join("raft-state-0"),
+        retention_check_interval_ms: 1_000_000,
+        producer_expiration_ms: 1_000_000,
+        seed: 7,
+    };
+    let mut shard = Shard::open(settings, Arc::new(RealDisk), 0).unwrap();
+    let (reply, mut opened) = oneshot::channel();
+    let open = OpenPartition {
+        key: PartitionKey {
+            topic_id: Uuid::from_u128(9),
+            index: 0,
+        },
+        topic: Arc::from("t"),
+        directory: PathBuf::from(directory).join("t-0"),
+        config: Arc::clone(config),
+        replicas: (0..NODES).collect(),
+        reply,
+    };
+    shard.handle(Event::Open(Box::new(open)), 0);
+    let opened = opened.try_recv().unwrap().unwrap();
+    Node {
+        shard,
+        id: opened.id,
+        view: opened.view,
+        is_cut_off: false,
+    }
+}
+
+#[test]
+fn a_write_is_refused_before_it_is_appended_if_too_few_replicas_are_in_sync() {
+    let mut trio = Trio::start(3);
+    assert!(trio.append(Acks::All, 1_000).try_recv().unwrap().is_ok());
+    trio.nodes[2].is_cut_off = true;
+    trio.run(3_000);
+    assert_eq!(*trio.nodes[0].view.in_sync(), [0, 1]);
+    let refused = trio.append(Acks::All, 1_000).try_recv().unwrap();
+    let too_few = AppendError::NotEnoughReplicas {
+        in_sync: 2,
+        wanted: 3,
+    };
+    assert_eq!(refused, Err(too_few));
+    assert_eq!(
+        trio.nodes[0].view.high_watermark(),
+        1,
+        "nothing was written"
+    );
+    assert!(trio.append(Acks::Leader, 1_000).try_recv().unwrap().is_ok());
+    trio.nodes[2].is_cut_off = false;
+    trio.run(3_000);
+    assert!(trio.append(Acks::All, 1_000).try_recv().unwrap().is_ok());
+}
+
+#[test]
+fn a_write_waits_for_more_than_a_majority_and_is_told_when_they_do_not_come() {
+    let mut trio = Trio::start(3);
+    trio.nodes[2].is_cut_off = true;
+    // It counts as in sync still.
+    let mut comes_back = trio.append(Acks::All, 60_000);
+    assert_eq!(trio.nodes[0].view.high_watermark(), 1, "committed");
+    assert!(comes_back.try_recv().is_err(), "not answered yet");
+    trio.nodes[2].is_cut_off = false;
+    trio.run(1_000);
+    assert!(comes_back.try_recv().unwrap().is_ok());
+
+    trio.nodes[2].is_cut_off = true;
+    let mut overdue = trio.append(Acks::All, 500);
+    trio.run(600);
+    let wanted = 3;
+    let error = AppendError::NotEnoughReplicasAfterAppend { wanted };
+    assert_eq!(overdue.try_recv().unwrap(), Err(error));
+}
+
+#[test]
+fn a_write_that_no_majority_takes_times_out() {
+    let mut trio = Trio::start(1);
+    trio.nodes[1].is_cut_off = true;
+    trio.nodes[2].is_cut_off = true;
+    let mut overdue = trio.append(Acks::All, 300);
+    trio.run(400);
+    assert_eq!(overdue.try_recv().unwrap(), Err(AppendError::TimedOut));
+}
+
+#[test]
+fn replicas_stay_in_sync_while_nothing_is_written() {
+    let mut trio = Trio::start(3);
+    for _ in 0..60 {
+        trio.run(100);
+        assert_eq!(*trio.nodes[0].view.in_sync(), [0, 1, 2]);
+    }
+}
