@@ -69,7 +69,8 @@ fn a_rolling_restart_under_load_shows_clients_no_error() {
         println!("the longest wait for an acknowledgement was {silence} ms");
     }
     assert_eq!(workload.failed(), Vec::<String>::new());
-    workload.finish(&mut cluster);
+    let producer_epoch = workload.finish(&mut cluster);
+    assert_eq!(producer_epoch, 0, "a producer lost track of its sequence");
 }
 
 /// Clients forget brokers that they are not told of, and may ask one that answers for ever.

@@ -147,8 +147,9 @@ impl Workload {
         failed.collect()
     }
 
-    /// Lets the clients end, stops the brokers, and checks the history against all three replicas.
-    pub fn finish(mut self, cluster: &mut Cluster) {
+    /// Lets the clients end, stops the brokers, and checks the history against all three replicas. Hands back the last
+    /// epoch of any producer.
+    pub fn finish(mut self, cluster: &mut Cluster) -> i16 {
         cluster.wait_until_in_sync(TOPIC, OUTAGE_MAX);
         drop(self.input.take());
         let Some(status) = wait(&mut self.child, FINISH_TIME_MAX) else {
@@ -171,7 +172,7 @@ impl Workload {
         for id in NODES {
             cluster.stop(id);
         }
-        let logs = same_logs(cluster);
+        let (logs, producer_epoch) = same_logs(cluster);
         let found = anomalies(&history, &logs);
         let acknowledged = history
             .iter()
@@ -192,6 +193,7 @@ impl Workload {
             let _ = fs::write(&path, text.join("\n"));
             panic!("{found:#?}\nthe history is {}", path.display());
         }
+        producer_epoch
     }
 }
 
@@ -218,8 +220,9 @@ impl Said {
     }
 }
 
-/// The logs, which must be the same on all replicas.
-fn same_logs(cluster: &Cluster) -> BTreeMap<i32, PartitionLog> {
+/// The logs, which must be the same on all replicas, and the last epoch of any producer.
+fn same_logs(cluster: &Cluster) -> (BTreeMap<i32, PartitionLog>, i16) {
+    let mut last_epoch = 0;
     let mut logs = BTreeMap::new();
     for partition in 0..PARTITIONS {
         let [one, two, three] = NODES
@@ -228,10 +231,13 @@ fn same_logs(cluster: &Cluster) -> BTreeMap<i32, PartitionLog> {
             one == two && two == three,
             "the replicas of partition {partition} differ"
         );
-        let values = one
-            .into_iter()
-            .map(|(offset, value)| (offset, value.parse().expect("a value of the workload")));
-        logs.insert(partition, values.collect());
+        let mut log = PartitionLog::new();
+        for record in one {
+            last_epoch = last_epoch.max(record.producer_epoch);
+            let value = record.value.parse().expect("a value of the workload");
+            log.push((record.offset, value));
+        }
+        logs.insert(partition, log);
     }
-    logs
+    (logs, last_epoch)
 }

@@ -10,11 +10,19 @@ use streamgauge_storage::log::{Log, LogConfig};
 const READ_BYTES_MAX: usize = 1 << 20;
 const BATCH_BYTES_MAX: usize = 64 << 20;
 
-/// The offsets and values of a partition's replica, in order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Record {
+    pub offset: i64,
+    /// A client begins a new one when it has lost track of its sequence.
+    pub producer_epoch: i16,
+    pub value: String,
+}
+
+/// The records of a partition's replica, in order.
 ///
 /// # Panics
 /// If the files are not those of a whole log that was closed well.
-pub fn records(directory: &Path) -> Vec<(i64, String)> {
+pub fn records(directory: &Path) -> Vec<Record> {
     let config = LogConfig {
         segment_bytes: 1 << 30,
         segment_ms: i64::MAX,
@@ -52,7 +60,11 @@ pub fn records(directory: &Path) -> Vec<(i64, String)> {
             for record in batch.iter() {
                 let record = record.expect("a record");
                 let value = String::from_utf8_lossy(record.value.unwrap_or_default());
-                records.push((record.offset, value.into_owned()));
+                records.push(Record {
+                    offset: record.offset,
+                    producer_epoch: header.producer_epoch,
+                    value: value.into_owned(),
+                });
             }
         }
         assert!(

@@ -322,6 +322,11 @@ impl RaftGroup {
         self.raw.transfer_leader(raft_id);
     }
 
+    /// Whether another replica is to take over, so that nothing more is taken.
+    pub fn is_handing_over(&self) -> bool {
+        self.raw.raft.lead_transferee.is_some()
+    }
+
     /// Whether no leader has been elected yet, as far as known here.
     pub fn is_new(&self) -> bool {
         let raft = &self.raw.raft;
@@ -513,8 +518,7 @@ impl RaftGroup {
 
     /// All that is proposed between two turns goes to Raft, and to each follower, as one message.
     fn propose_entry(&mut self, entry: RaftEntry) -> Result<RaftIndex, GroupError> {
-        if self.raw.raft.lead_transferee.is_some() {
-            // Leadership is being handed over.
+        if self.is_handing_over() {
             return Err(GroupError::NotLeader);
         }
         let index = self.next_index();

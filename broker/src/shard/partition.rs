@@ -203,7 +203,10 @@ impl Partition {
         let Life::Running(group) = &mut self.life else {
             return Err(AppendError::Storage(EARLIER_FAILURE.to_owned()));
         };
-        if !self.leads || !group.may_serve() {
+        // A handover refuses before the producer is checked: of the batches that it has sent one after
+        // the other, the first would be refused for that, the next for the gap that this left, and a
+        // client that hears of a gap may begin a new epoch, in which duplicates are not known.
+        if !self.leads || !group.may_serve() || group.is_handing_over() {
             return Err(AppendError::NotLeader);
         }
         let wanted = replicas_wanted(&self.config, group);
