@@ -283,6 +283,17 @@ impl Broker {
         }
     }
 
+    /// Lays down the work of all coordinators here: members that wait are told to look elsewhere.
+    pub fn resign_groups(&self) {
+        let mut led = self
+            .coordinating
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        for (index, _) in led.drain() {
+            self.groups.resign(index);
+        }
+    }
+
     /// Runs until the broker stops: see [`Self::follow_offsets_topic`].
     pub async fn follow_leadership(self: Arc<Self>) {
         let changed = Arc::new(Notify::new());
