@@ -84,13 +84,6 @@ fn a_broker_that_is_cut_off_sends_clients_to_the_others() {
     for cut in [Cut::Inbound, Cut::Outbound, Cut::BothWays] {
         cluster.cut_off(1, cut);
         let sent_away = poll(Duration::from_secs(10), || {
-            for id in NODES {
-                let told = told(&cluster, id);
-                assert!(
-                    told.contains(&2) && told.contains(&3),
-                    "{cut:?}: broker {id} tells of {told:?}"
-                );
-            }
             NODES
                 .iter()
                 .all(|id| told(&cluster, *id) == [2, 3])
