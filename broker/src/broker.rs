@@ -13,7 +13,7 @@ use crate::api::create_topics;
 use crate::api::fetch::session::FetchSessions;
 use crate::api::init_producer_id::ProducerIds;
 use crate::cluster::leaders::Leadership;
-use crate::cluster::{Cluster, ClusterAnswer, ClusterRequest};
+use crate::cluster::{Cluster, ClusterAnswer, ClusterRequest, HandOver};
 use crate::config::BrokerConfig;
 use crate::controller::Controller;
 use crate::controller::command::{self, Command, CommandAnswer};
@@ -33,6 +33,9 @@ const APPLY_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Between two tries to make this broker known.
 const REGISTER_RETRY: Duration = Duration::from_millis(100);
+
+/// How long another broker has to say that it heard of a hand-over.
+const HAND_OVER_PATIENCE: Duration = Duration::from_secs(2);
 
 /// Where clients reach a broker.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -134,6 +137,78 @@ impl Broker {
             leader_epoch,
             in_sync,
         })
+    }
+
+    /// Asks the broker that leads these partitions to hand them over. Whether it does is seen when
+    /// the other leads.
+    pub async fn hand_over(&self, from: i32, to: i32, partitions: Vec<PartitionKey>) {
+        let hand_over = HandOver::new(to, &partitions);
+        if from == self.id() {
+            self.hand_over_here(&hand_over);
+            return;
+        }
+        let request = ClusterRequest::HandOver(hand_over);
+        if let Err(error) = self.cluster.ask(from, &request, HAND_OVER_PATIENCE).await {
+            tracing::debug!(from, %error, "a leader was not reached to hand over");
+        }
+    }
+
+    /// Hands over what of it is led here.
+    pub fn hand_over_here(&self, hand_over: &HandOver) {
+        for key in hand_over.partitions() {
+            let topic = self.topics.by_id(key.topic_id);
+            let partition = topic.and_then(|topic| topic.partition(key.index));
+            if let Some(partition) = partition.filter(|found| found.view().is_serving()) {
+                partition.transfer(Some(hand_over.to));
+            }
+        }
+    }
+
+    /// Gives the partitions that are led here back to their preferred replicas, where those are in
+    /// sync. Runs until the broker stops.
+    pub async fn balance_leaders(self: Arc<Self>) {
+        let config = &self.config;
+        if !config.auto_leader_rebalance_enable {
+            return;
+        }
+        let interval = config.leader_imbalance_check_interval_seconds;
+        let interval = Duration::from_secs(interval.unsigned_abs());
+        loop {
+            tokio::select! {
+                () = tokio::time::sleep(interval) => {}
+                () = self.stopping() => return,
+            }
+            for (preferred, partition) in self.led_for_others() {
+                tracing::info!(partition = ?partition.view().key(), preferred, "leadership goes back");
+                partition.transfer(Some(preferred));
+            }
+        }
+    }
+
+    /// The partitions led here whose preferred replica is another's and in sync.
+    fn led_for_others(&self) -> Vec<(i32, PartitionHandle)> {
+        let declared: Vec<_> = self
+            .controller
+            .read(|image| image.topics().cloned().collect());
+        let mut found = Vec::new();
+        for topic in declared {
+            let Some(handle) = self.topics.by_id(topic.topic_id) else {
+                continue;
+            };
+            for (index, replicas) in (0..).zip(&topic.partitions) {
+                let preferred = replicas
+                    .first()
+                    .copied()
+                    .filter(|first| *first != self.id());
+                if let (Some(preferred), Some(partition)) = (preferred, handle.partition(index))
+                    && partition.view().is_serving()
+                    && partition.view().in_sync().contains(&preferred)
+                {
+                    found.push((preferred, partition));
+                }
+            }
+        }
+        found
     }
 
     /// Where clients reach a broker.

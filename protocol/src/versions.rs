@@ -76,10 +76,13 @@ pub const APIS: &[Api] = &[
     api(35, "DescribeLogDirs", 1, 5, 2),
     api(37, "CreatePartitions", 0, 3, 2),
     api(42, "DeleteGroups", 0, 2, 2),
+    api(43, "ElectLeaders", 0, 2, 2),
     api(44, "IncrementalAlterConfigs", 0, 1, 1),
     api(47, "OffsetDelete", 0, 0, i16::MAX),
+    api(55, "DescribeQuorum", 0, 2, 0),
     api(60, "DescribeCluster", 0, 2, 0),
     api(61, "DescribeProducers", 0, 0, 0),
+    api(64, "UnregisterBroker", 0, 0, 0),
     api(75, "DescribeTopicPartitions", 0, 0, 0),
 ];
 

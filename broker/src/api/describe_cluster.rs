@@ -7,6 +7,7 @@ use super::Context;
 use super::kafka::describe_cluster_response::DescribeClusterBroker;
 use super::kafka::{BrokerId, DescribeClusterRequest, DescribeClusterResponse};
 use super::metadata::{CLUSTER_OPERATIONS, OPERATIONS_NOT_ASKED};
+use crate::controller::image::BrokerInfo;
 
 /// Brokers, not controllers, are asked for.
 const ENDPOINT_TYPE_BROKERS: i8 = 1;
@@ -27,12 +28,19 @@ pub async fn handle(context: Context, request: DescribeClusterRequest) -> Descri
     let cluster_id = broker
         .controller
         .read(|image| image.cluster_id().to_owned());
-    let brokers = broker.brokers_alive().into_iter().map(|known| {
-        DescribeClusterBroker::default()
+    let with_fenced = context.version >= 2 && request.include_fenced_brokers;
+    let known: Vec<BrokerInfo> = broker
+        .controller
+        .read(|image| image.brokers().cloned().collect());
+    let brokers = known.into_iter().filter_map(|known| {
+        let is_fenced = !broker.cluster.is_alive(known.node_id);
+        let answer = DescribeClusterBroker::default()
+            .with_is_fenced(is_fenced)
             .with_broker_id(BrokerId(known.node_id))
             .with_host(StrBytes::from_string(known.host))
             .with_port(i32::from(known.port))
-            .with_rack(known.rack.map(StrBytes::from_string))
+            .with_rack(known.rack.map(StrBytes::from_string));
+        (with_fenced || !is_fenced).then_some(answer)
     });
     let operations = match request.include_cluster_authorized_operations {
         true => CLUSTER_OPERATIONS,

@@ -13,7 +13,9 @@ pub mod describe_configs;
 pub mod describe_groups;
 pub mod describe_log_dirs;
 pub mod describe_producers;
+pub mod describe_quorum;
 pub mod describe_topic_partitions;
+pub mod elect_leaders;
 pub mod fetch;
 pub mod find_coordinator;
 pub mod groups;
@@ -30,6 +32,7 @@ pub mod offset_fetch;
 pub mod offset_for_leader_epoch;
 pub mod produce;
 pub mod sync_group;
+pub mod unregister_broker;
 
 #[cfg(test)]
 mod config_fixture;
@@ -121,6 +124,8 @@ fn is_controllers(key: ApiKey) -> bool {
             | ApiKey::CreatePartitions
             | ApiKey::AlterConfigs
             | ApiKey::IncrementalAlterConfigs
+            | ApiKey::DescribeQuorum
+            | ApiKey::UnregisterBroker
     )
 }
 
@@ -292,6 +297,9 @@ fn dispatch(request: Request) -> Result<Handling, RequestError> {
         ApiKey::DescribeTopicPartitions => request.answer(describe_topic_partitions::handle),
         ApiKey::DescribeLogDirs => request.answer(describe_log_dirs::handle),
         ApiKey::DescribeProducers => request.answer(describe_producers::handle),
+        ApiKey::ElectLeaders => request.answer(elect_leaders::handle),
+        ApiKey::DescribeQuorum => request.answer(describe_quorum::handle),
+        ApiKey::UnregisterBroker => request.answer(unregister_broker::handle),
         _ => Err(unsupported),
     }
 }

@@ -82,8 +82,7 @@ impl Inbox for ClusterInbox {
     }
 
     fn directory_of(&self, broker: i32) -> Option<Uuid> {
-        self.controller
-            .read(|image| image.broker(broker).map(|known| known.directory_id))
+        self.controller.read(|image| image.directory_of(broker))
     }
 
     fn disowned(&self, by: i32, reason: &str) {

@@ -13,7 +13,7 @@ use bytes::Bytes;
 use tokio::sync::{Notify, watch};
 
 pub use inbox::{ClusterInbox, ShardOutbound};
-pub use request::{ClusterAnswer, ClusterRequest, serve};
+pub use request::{ClusterAnswer, ClusterRequest, HandOver, serve};
 
 use crate::broker::Broker;
 use crate::peers::{PeerError, Peers};

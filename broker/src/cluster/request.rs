@@ -3,6 +3,7 @@
 //! ```text
 //! request   1 │ a command, JSON            to the leader of the metadata log
 //!           2 │ a Kafka request, framed    to the leader of the metadata log, which answers in a client's stead
+//!           3 │ a hand-over, JSON          to the leader of the partitions
 //! answer    status u8 │ metadata offset i64 │ the command's answer, JSON, or the Kafka response
 //! ```
 //!
@@ -13,20 +14,59 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
 use bytes::{BufMut, Bytes, BytesMut};
+use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
+use uuid::Uuid;
 
 use crate::api;
 use crate::broker::Broker;
 use crate::controller::command::{Command, CommandAnswer};
 use crate::controller::decide::Refusal;
+use crate::ids::base64;
 use crate::server::connection::Peer;
+use crate::shard::view::PartitionKey;
 use streamgauge_protocol::error::ErrorCode;
 
 const COMMAND: u8 = 1;
 const KAFKA: u8 = 2;
+const HAND_OVER: u8 = 3;
 
 const DONE: u8 = 0;
 const NOT_DONE: u8 = 1;
+
+/// Partitions whose leader is to hand over to another broker.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct HandOver {
+    pub to: i32,
+    partitions: Vec<Led>,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Led {
+    #[serde(with = "base64")]
+    topic: Uuid,
+    partition: i32,
+}
+
+impl HandOver {
+    pub fn new(to: i32, partitions: &[PartitionKey]) -> Self {
+        let partitions = partitions.iter().map(|key| Led {
+            topic: key.topic_id,
+            partition: key.index,
+        });
+        Self {
+            to,
+            partitions: partitions.collect(),
+        }
+    }
+
+    pub fn partitions(&self) -> impl Iterator<Item = PartitionKey> {
+        self.partitions.iter().map(|led| PartitionKey {
+            topic_id: led.topic,
+            index: led.partition,
+        })
+    }
+}
 
 /// A request to another broker.
 #[derive(Debug, Clone)]
@@ -34,6 +74,7 @@ pub enum ClusterRequest {
     Command(Command),
     /// Without its length prefix.
     Kafka(Bytes),
+    HandOver(HandOver),
 }
 
 impl ClusterRequest {
@@ -48,6 +89,10 @@ impl ClusterRequest {
             Self::Kafka(frame) => {
                 bytes.put_u8(KAFKA);
                 bytes.extend_from_slice(frame);
+            }
+            Self::HandOver(hand_over) => {
+                bytes.put_u8(HAND_OVER);
+                bytes.extend(serde_json::to_vec(hand_over).unwrap_or_default());
             }
         }
         bytes.freeze()
@@ -79,6 +124,18 @@ pub(super) fn not_ready() -> Bytes {
 
 /// Does what another broker asks.
 pub async fn serve(broker: Arc<Broker>, from: i32, payload: Bytes) -> Bytes {
+    if let Some((&HAND_OVER, hand_over)) = payload.split_first() {
+        return match serde_json::from_slice::<HandOver>(hand_over) {
+            Ok(hand_over) => {
+                broker.hand_over_here(&hand_over);
+                done(&broker, &[])
+            }
+            Err(error) => {
+                tracing::warn!(from, %error, "a hand-over of another broker cannot be read");
+                not_ready()
+            }
+        };
+    }
     if !broker.controller.is_active() {
         return not_ready();
     }
@@ -97,13 +154,17 @@ pub async fn serve(broker: Arc<Broker>, from: i32, payload: Bytes) -> Bytes {
         Some((&KAFKA, frame)) => kafka(&broker, payload.slice_ref(frame)).await,
         _ => None,
     };
-    let Some(answer) = answer else {
-        return not_ready();
-    };
+    match answer {
+        Some(answer) => done(&broker, &answer),
+        None => not_ready(),
+    }
+}
+
+fn done(broker: &Broker, answer: &[u8]) -> Bytes {
     let mut bytes = BytesMut::with_capacity(answer.len() + 9);
     bytes.put_u8(DONE);
     bytes.put_i64(broker.controller.applied_offset());
-    bytes.extend(answer);
+    bytes.extend_from_slice(answer);
     bytes.freeze()
 }
 

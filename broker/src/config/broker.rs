@@ -25,6 +25,8 @@ pub struct BrokerConfig {
     pub num_partitions: i32,
     pub default_replication_factor: i16,
     pub auto_create_topics_enable: bool,
+    pub auto_leader_rebalance_enable: bool,
+    pub leader_imbalance_check_interval_seconds: i64,
     pub delete_topic_enable: bool,
 
     pub max_connections: usize,
@@ -131,6 +133,9 @@ impl BrokerConfig {
             num_partitions: read.number("num.partitions"),
             default_replication_factor: read.replication_factor("default.replication.factor"),
             auto_create_topics_enable: read.bool("auto.create.topics.enable"),
+            auto_leader_rebalance_enable: read.bool("auto.leader.rebalance.enable"),
+            leader_imbalance_check_interval_seconds: read
+                .number("leader.imbalance.check.interval.seconds"),
             delete_topic_enable: read.bool("delete.topic.enable"),
             max_connections: read.number("max.connections"),
             max_connections_per_ip: read.number("max.connections.per.ip"),

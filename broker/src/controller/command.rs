@@ -113,26 +113,27 @@ pub fn decide(image: &Image, command: Command) -> (Vec<MetadataRecord>, CommandA
 /// A node id belongs to the directory that it came with first: one that comes with an empty disk
 /// has forgotten its votes and what it acknowledged, and must not pass for its former self.
 fn register(image: &Image, info: BrokerInfo) -> (Vec<MetadataRecord>, CommandAnswer) {
-    match image.broker(info.node_id) {
-        Some(known) if *known == info => (Vec::new(), CommandAnswer::Done),
-        Some(known) if known.directory_id != info.directory_id => {
-            let refusal = Refusal::new(
-                ErrorCode::DuplicateBrokerRegistration,
-                format!(
-                    "broker {} is known with another data directory; if its disk is lost, give the new broker \
-                     another node.id",
-                    info.node_id
-                ),
-            );
-            (Vec::new(), CommandAnswer::refused(refusal))
-        }
-        _ => (vec![MetadataRecord::Broker(info)], CommandAnswer::Done),
+    let directory_id = image.directory_of(info.node_id);
+    if directory_id.is_some_and(|known| known != info.directory_id) {
+        let refusal = Refusal::new(
+            ErrorCode::DuplicateBrokerRegistration,
+            format!(
+                "broker {} is known with another data directory; if its disk is lost, give the new broker \
+                 another node.id",
+                info.node_id
+            ),
+        );
+        return (Vec::new(), CommandAnswer::refused(refusal));
     }
+    let is_known = image.broker(info.node_id) == Some(&info);
+    let record = (!is_known).then_some(MetadataRecord::Broker(info));
+    (record.into_iter().collect(), CommandAnswer::Done)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::controller::decide::unregister_broker;
 
     fn info(directory: u128) -> BrokerInfo {
         BrokerInfo {
@@ -157,5 +158,36 @@ mod tests {
         let (records, answer) = decide(&image, Command::RegisterBroker(info(9)));
         assert!(records.is_empty());
         assert!(matches!(answer, CommandAnswer::Refused { .. }));
+    }
+
+    #[test]
+    fn a_broker_that_was_unregistered_comes_back_with_its_own_disk_only() {
+        let mut image = Image::default();
+        image.apply(MetadataRecord::Broker(info(1)));
+        let removed = unregister_broker(&image, 2, false).unwrap();
+        image.apply(removed);
+        assert!(image.broker(2).is_none());
+        let (records, _) = decide(&image, Command::RegisterBroker(info(9)));
+        assert!(records.is_empty());
+        let (records, _) = decide(&image, Command::RegisterBroker(info(1)));
+        assert_eq!(records.len(), 1);
+    }
+
+    #[test]
+    fn a_broker_that_is_there_or_holds_replicas_is_not_unregistered() {
+        let mut image = Image::default();
+        let code =
+            |image: &Image, is_alive| unregister_broker(image, 2, is_alive).unwrap_err().code;
+        assert_eq!(code(&image, false), ErrorCode::BrokerIdNotRegistered);
+        image.apply(MetadataRecord::Broker(info(1)));
+        assert_eq!(code(&image, true), ErrorCode::InvalidRequest);
+        image.apply(MetadataRecord::Topic {
+            name: "t".into(),
+            topic_id: Uuid::from_u128(4),
+            partitions: vec![vec![1, 3], vec![3, 2]],
+            configs: Default::default(),
+        });
+        let refusal = unregister_broker(&image, 2, false).unwrap_err();
+        assert!(refusal.message.contains("t-1"), "{refusal}");
     }
 }

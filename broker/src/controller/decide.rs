@@ -75,6 +75,40 @@ pub struct Placement {
     pub replication_factor_default: i16,
 }
 
+/// Decides about a broker that is to be forgotten.
+pub fn unregister_broker(
+    image: &Image,
+    node_id: i32,
+    is_alive: bool,
+) -> Result<MetadataRecord, Refusal> {
+    if image.broker(node_id).is_none() {
+        return Err(Refusal::new(
+            ErrorCode::BrokerIdNotRegistered,
+            format!("Broker ID {node_id} is not currently registered"),
+        ));
+    }
+    if is_alive {
+        return Err(Refusal::new(
+            ErrorCode::InvalidRequest,
+            format!("Broker {node_id} is running; stop it first."),
+        ));
+    }
+    for topic in image.topics() {
+        let mut partitions = topic.partitions.iter();
+        if let Some(index) = partitions.position(|replicas| replicas.contains(&node_id)) {
+            return Err(Refusal::new(
+                ErrorCode::InvalidRequest,
+                format!(
+                    "Broker {node_id} holds replicas, one of them of {}-{index}; they must be moved \
+                     or deleted first.",
+                    topic.name
+                ),
+            ));
+        }
+    }
+    Ok(MetadataRecord::BrokerRemoved { node_id })
+}
+
 /// Checks a topic's name as Kafka's `Topic.validate`.
 pub fn check_topic_name(name: &str) -> Result<(), Refusal> {
     let reason = if name.is_empty() {

@@ -46,6 +46,9 @@ pub struct Image {
     topics: BTreeMap<String, Arc<Topic>>,
     names: HashMap<Uuid, String>,
     brokers: BTreeMap<i32, BrokerInfo>,
+    /// The data directories of brokers that are gone for good: they voted, and nobody else may in
+    /// their name.
+    former: BTreeMap<i32, Uuid>,
     broker_configs: BTreeMap<Option<i32>, BTreeMap<String, String>>,
     next_producer_id: i64,
 }
@@ -56,7 +59,13 @@ impl Image {
         match record {
             MetadataRecord::Cluster { cluster_id } => self.cluster_id = cluster_id,
             MetadataRecord::Broker(info) => {
+                self.former.remove(&info.node_id);
                 self.brokers.insert(info.node_id, info);
+            }
+            MetadataRecord::BrokerRemoved { node_id } => {
+                if let Some(gone) = self.brokers.remove(&node_id) {
+                    self.former.insert(node_id, gone.directory_id);
+                }
             }
             MetadataRecord::Topic {
                 name,
@@ -116,6 +125,12 @@ impl Image {
 
     pub fn broker(&self, node_id: i32) -> Option<&BrokerInfo> {
         self.brokers.get(&node_id)
+    }
+
+    /// The data directory with which that node id came first, also if the broker is gone.
+    pub fn directory_of(&self, node_id: i32) -> Option<Uuid> {
+        let known = self.brokers.get(&node_id).map(|known| known.directory_id);
+        known.or_else(|| self.former.get(&node_id).copied())
     }
 
     /// All brokers that have registered, by id.

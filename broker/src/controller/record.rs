@@ -20,6 +20,8 @@ pub enum MetadataRecord {
     Cluster { cluster_id: String },
     /// A broker that has come, or come back with another address.
     Broker(BrokerInfo),
+    /// A broker is gone for good.
+    BrokerRemoved { node_id: i32 },
     /// A topic with its partitions and the configs that it was created with.
     Topic {
         name: String,

@@ -92,6 +92,14 @@ impl Followers {
         })
     }
 
+    /// Ticks since the follower was heard of, and since it last held all that the leader held.
+    pub fn ages(&self, raft_id: u64, tick: u64) -> Option<(u64, Option<u64>)> {
+        let follower = self.known.iter().find(|known| known.raft_id == raft_id)?;
+        let caught_up = (follower.caught_up_at > 0).then_some(follower.caught_up_at);
+        let since = |at: u64| tick.saturating_sub(at);
+        Some((since(follower.heard_at), caught_up.map(since)))
+    }
+
     fn find(&mut self, raft_id: u64) -> Option<&mut Follower> {
         self.known.iter_mut().find(|known| known.raft_id == raft_id)
     }

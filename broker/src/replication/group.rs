@@ -97,6 +97,16 @@ pub struct Parts {
     pub conf_index: u64,
 }
 
+/// What a leader knows of a member.
+#[derive(Debug, Clone, Copy)]
+pub struct Member {
+    pub raft_id: u64,
+    /// The last entry that it is known to hold.
+    pub matched: RaftIndex,
+    pub heard_ms_ago: Option<i64>,
+    pub caught_up_ms_ago: Option<i64>,
+}
+
 /// A Raft group over a partition's log.
 pub struct RaftGroup {
     raw: RawNode<LogStorage>,
@@ -404,6 +414,27 @@ impl RaftGroup {
             .filter(|(id, _)| *id != own)
             .max_by_key(|(_, progress)| progress.matched)
             .map(|(id, _)| id)
+    }
+
+    /// On a leader: what it knows of the voters, itself included.
+    pub fn members(&self) -> Vec<Member> {
+        let raft = &self.raw.raft;
+        let members = raft.prs().iter().map(|(id, progress)| {
+            let ages = match *id == raft.id {
+                true => Some((0, Some(0))),
+                false => self.followers.ages(*id, self.ticks),
+            };
+            let ms = |ticks: u64| i64::try_from(ticks).map_or(i64::MAX, |ticks| ticks * TICK_MS);
+            Member {
+                raft_id: *id,
+                matched: RaftIndex(progress.matched),
+                heard_ms_ago: ages.map(|(heard, _)| ms(heard)),
+                caught_up_ms_ago: ages.and_then(|(_, caught_up)| caught_up).map(ms),
+            }
+        });
+        let mut members: Vec<Member> = members.collect();
+        members.sort_by_key(|member| member.raft_id);
+        members
     }
 
     /// On a leader: how many replicas are known to hold that entry on disk.

@@ -234,6 +234,7 @@ pub async fn start(config: BrokerConfig) -> Result<RunningBroker, ServeError> {
     let mut writing = writing;
     writing.push(tokio::spawn(Arc::clone(&broker).follow_leadership()));
     writing.push(tokio::spawn(cluster::announce(Arc::clone(&broker))));
+    writing.push(tokio::spawn(Arc::clone(&broker).balance_leaders()));
     let jobs = start_jobs(&broker).map_err(ServeError::Threads)?;
     let accepting = tokio::spawn(accept::run(Arc::clone(&broker), socket, stopping));
     tracing::info!(

@@ -142,6 +142,11 @@ impl Shard {
                     .map(|partition| partition.producers().entries().cloned().collect());
                 drop(reply.send(producers));
             }
+            Event::Replicas { partition, reply } => {
+                let partition = self.partition(partition);
+                let replicas = partition.and_then(|partition| partition.replicas());
+                drop(reply.send(replicas));
+            }
             Event::Configure { partition, config } => {
                 if let Some(partition) = self.partition(partition) {
                     partition.configure(config);

@@ -99,6 +99,17 @@ pub struct EpochEnd {
     pub end_offset: i64,
 }
 
+/// What a leader knows of a replica, itself included.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ReplicaPosition {
+    pub broker: i32,
+    /// -1 if not known.
+    pub log_end_offset: i64,
+    pub heard_ms_ago: Option<i64>,
+    /// When it last held all that the leader held then.
+    pub caught_up_ms_ago: Option<i64>,
+}
+
 /// An input of a shard.
 pub enum Event {
     Open(Box<OpenPartition>),
@@ -118,6 +129,11 @@ pub enum Event {
     Producers {
         partition: PartitionId,
         reply: oneshot::Sender<Option<Vec<ProducerEntry>>>,
+    },
+    /// How far the replicas are, on their leader; `None` elsewhere.
+    Replicas {
+        partition: PartitionId,
+        reply: oneshot::Sender<Option<Vec<ReplicaPosition>>>,
     },
     Configure {
         partition: PartitionId,

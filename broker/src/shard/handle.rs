@@ -8,6 +8,7 @@ use tokio::sync::oneshot;
 
 use super::event::{
     Acks, Append, AppendError, Appended, DeleteRecordsError, EpochEnd, Event, PartitionId,
+    ReplicaPosition,
 };
 use super::view::PartitionView;
 use crate::config::TopicConfig;
@@ -91,6 +92,16 @@ impl PartitionHandle {
     pub async fn producers(&self) -> Option<Vec<ProducerEntry>> {
         let (reply, answer) = oneshot::channel();
         self.shard.send(Event::Producers {
+            partition: self.id,
+            reply,
+        });
+        answer.await.ok().flatten()
+    }
+
+    /// How far the replicas are, if this one leads.
+    pub async fn replicas(&self) -> Option<Vec<ReplicaPosition>> {
+        let (reply, answer) = oneshot::channel();
+        self.shard.send(Event::Replicas {
             partition: self.id,
             reply,
         });

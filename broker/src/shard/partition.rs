@@ -15,7 +15,9 @@ use streamgauge_storage::producer_state::{
 use streamgauge_storage::{RaftIndex, StorageError};
 use tokio::sync::oneshot;
 
-use super::event::{Acks, Append, AppendError, Appended, DeleteRecordsError, EpochEnd};
+use super::event::{
+    Acks, Append, AppendError, Appended, DeleteRecordsError, EpochEnd, ReplicaPosition,
+};
 use super::view::PartitionView;
 use crate::config::{Flush, TimestampType, TopicConfig};
 use crate::replication::broker_id;
@@ -447,6 +449,30 @@ impl Partition {
                 group.transfer_to(target);
             }
         }
+    }
+
+    /// How far the replicas are, if this one leads.
+    pub fn replicas(&self) -> Option<Vec<ReplicaPosition>> {
+        let Life::Running(group) = &self.life else {
+            return None;
+        };
+        if !group.is_leader() {
+            return None;
+        }
+        let log = group.log();
+        let replicas = group.members().into_iter().map(|member| {
+            let is_own = member.raft_id == self.raft_id;
+            ReplicaPosition {
+                broker: broker_id(member.raft_id),
+                log_end_offset: match is_own {
+                    true => log.next_offset(),
+                    false => log.offset_after(member.matched).unwrap_or(-1),
+                },
+                heard_ms_ago: member.heard_ms_ago,
+                caught_up_ms_ago: member.caught_up_ms_ago,
+            }
+        });
+        Some(replicas.collect())
     }
 
     /// What the group must not forget, if it runs and others take part in it.

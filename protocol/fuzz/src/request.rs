@@ -35,10 +35,13 @@ macro_rules! with_request_type {
             35 => $function::<Newer<m::DescribeLogDirsRequest>>($($argument),*),
             37 => $function::<m::CreatePartitionsRequest>($($argument),*),
             42 => $function::<m::DeleteGroupsRequest>($($argument),*),
+            43 => $function::<m::ElectLeadersRequest>($($argument),*),
             44 => $function::<m::IncrementalAlterConfigsRequest>($($argument),*),
             47 => $function::<m::OffsetDeleteRequest>($($argument),*),
+            55 => $function::<m::DescribeQuorumRequest>($($argument),*),
             60 => $function::<m::DescribeClusterRequest>($($argument),*),
             61 => $function::<m::DescribeProducersRequest>($($argument),*),
+            64 => $function::<m::UnregisterBrokerRequest>($($argument),*),
             75 => $function::<m::DescribeTopicPartitionsRequest>($($argument),*),
             key => panic!("api {key} is served and has no request type here"),
         }

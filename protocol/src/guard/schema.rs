@@ -73,10 +73,13 @@ pub(super) fn fields(api_key: i16) -> Option<&'static [Field]> {
         35 => DESCRIBE_LOG_DIRS,
         37 => CREATE_PARTITIONS,
         42 => DELETE_GROUPS,
+        43 => ELECT_LEADERS,
         44 => INCREMENTAL_ALTER_CONFIGS,
         47 => OFFSET_DELETE,
+        55 => DESCRIBE_QUORUM,
         60 => DESCRIBE_CLUSTER,
         61 => DESCRIBE_PRODUCERS,
+        64 => UNREGISTER_BROKER,
         75 => DESCRIBE_TOPIC_PARTITIONS,
         _ => return None,
     })
@@ -369,6 +372,15 @@ const DELETE_GROUPS: &[Field] = &[
     texts(), // groups_names
 ];
 
+const ELECT_LEADERS: &[Field] = &[
+    fixed(1).since(1), // election_type
+    array(&[
+        text(),     // topic
+        numbers(4), // partitions
+    ]), // topic_partitions
+    fixed(4),          // timeout_ms
+];
+
 const INCREMENTAL_ALTER_CONFIGS: &[Field] = &[
     array(&[
         fixed(1), // resource_type
@@ -392,6 +404,15 @@ const OFFSET_DELETE: &[Field] = &[
     ]), // topics
 ];
 
+const DESCRIBE_QUORUM: &[Field] = &[
+    array(&[
+        text(), // topic_name
+        array(&[
+            fixed(4), // partition_index
+        ]), // partitions
+    ]), // topics
+];
+
 const DESCRIBE_CLUSTER: &[Field] = &[
     fixed(1),          // include_cluster_authorized_operations
     fixed(1).since(1), // endpoint_type
@@ -403,6 +424,10 @@ const DESCRIBE_PRODUCERS: &[Field] = &[
         text(),     // name
         numbers(4), // partition_indexes
     ]), // topics
+];
+
+const UNREGISTER_BROKER: &[Field] = &[
+    fixed(4), // broker_id
 ];
 
 const DESCRIBE_TOPIC_PARTITIONS: &[Field] = &[
