@@ -45,6 +45,8 @@ pub struct BrokerConfig {
     pub request_timeout_ms: i64,
 
     pub fetch_max_bytes: i32,
+    /// `replica.selector.class` is Kafka's `RackAwareReplicaSelector`.
+    pub selects_replicas_by_rack: bool,
     pub max_incremental_fetch_session_cache_slots: usize,
 
     pub group_initial_rebalance_delay_ms: i64,
@@ -149,6 +151,9 @@ impl BrokerConfig {
             num_network_threads: read.number("num.network.threads"),
             request_timeout_ms: read.number("request.timeout.ms"),
             fetch_max_bytes: read.number("fetch.max.bytes"),
+            selects_replicas_by_rack: read
+                .text("replica.selector.class")
+                .is_some_and(|class| class.ends_with("RackAwareReplicaSelector")),
             max_incremental_fetch_session_cache_slots: read
                 .number("max.incremental.fetch.session.cache.slots"),
             group_initial_rebalance_delay_ms: read.number("group.initial.rebalance.delay.ms"),

@@ -111,6 +111,12 @@ pub static BROKER_DEFINITIONS: &[Definition] = &[
     setting("producer.id.expiration.ms", Int, "86400000", AtLeast(1), "A producer silent for so long is forgotten, and with it which of its batches are duplicates."),
     setting("queued.max.request.bytes", Long, "268435456", AtLeast(-1),
         "Memory for requests that have been read and not been answered; reading stops when it is full. -1 is no limit, which is Kafka's default."),
+    unset("replica.selector.class", String, OneOf(&[
+            "RackAwareReplicaSelector",
+            "org.apache.kafka.common.replica.RackAwareReplicaSelector",
+            "org.apache.kafka.common.replica.LeaderSelector",
+        ]),
+        "RackAwareReplicaSelector sends consumers that give a client.rack to a replica in it; by default they read from the leader."),
     setting("request.timeout.ms", Int, "30000", AtLeast(1), "How long brokers wait for one another's answers."),
     setting("socket.listen.backlog.size", Int, "50", AtLeast(1), "Connections that wait to be accepted."),
     setting("socket.receive.buffer.bytes", Int, "102400", AtLeast(-1), "SO_RCVBUF of a connection; -1 leaves it to the system."),

@@ -6,7 +6,13 @@
 //! the socket without a copy; what may not be in memory is first brought in on a thread that may
 //! block. Sessions: [`session`] (KIP-227). Leader hints: KIP-951. Brokers replicate with Raft, so
 //! a request that gives a replica id is told that nobody leads here.
+//!
+//! Consumers may read from any replica from version 11 on (KIP-392). The leader sends those that
+//! give a rack to a replica in it, if `replica.selector.class` says so: [`selector`]. A follower
+//! serves what it knows to be committed, and as Kafka's it answers with no records up to its log's
+//! end and with OFFSET_OUT_OF_RANGE beyond, on which a consumer asks the leader again.
 
+mod selector;
 pub mod session;
 
 use std::collections::{BTreeSet, HashMap};
@@ -31,6 +37,7 @@ use crate::topics::TopicHandle;
 use session::{NO_SESSION, PartitionKey, Plan, SessionRequest, Told, TopicKey, Wanted};
 
 const SESSION_VERSION: i16 = 7;
+const RACK_VERSION: i16 = 11;
 const TOPIC_ID_VERSION: i16 = 13;
 const LEADER_HINT_VERSION: i16 = 12;
 const REPLICA_STATE_VERSION: i16 = 15;
@@ -57,6 +64,10 @@ struct Limits {
     max_bytes: usize,
     read_committed: bool,
     from_replica: bool,
+    /// A replica that does not lead will do.
+    from_any_replica: bool,
+    /// Empty if the consumer does not say.
+    rack: StrBytes,
     deadline: Instant,
 }
 
@@ -75,6 +86,14 @@ impl Part {
 
     fn failed(&self) -> bool {
         self.answer.error_code != 0
+    }
+
+    fn is_sent_elsewhere(&self) -> bool {
+        self.answer.preferred_read_replica >= 0
+    }
+
+    fn ends_the_wait(&self) -> bool {
+        self.failed() || self.limited || self.is_sent_elsewhere()
     }
 }
 
@@ -121,6 +140,8 @@ fn limits(context: &Context, request: &FetchRequest) -> Limits {
         max_bytes: usize::try_from(max_bytes).unwrap_or(0),
         read_committed: request.isolation_level == READ_COMMITTED,
         from_replica: replica_id.0 >= 0,
+        from_any_replica: context.version >= RACK_VERSION,
+        rack: request.rack_id.clone(),
         deadline: Instant::now() + max_wait,
     }
 }
@@ -179,7 +200,7 @@ async fn read_until_enough(
         let parts = read_all(context, plan, topics, limits).await;
         let bytes: usize = parts.iter().map(Part::bytes).sum();
         let done = bytes >= limits.min_bytes
-            || parts.iter().any(|part| part.failed() || part.limited)
+            || parts.iter().any(Part::ends_the_wait)
             || parts.is_empty()
             || Instant::now() >= limits.deadline;
         if done {
@@ -228,18 +249,19 @@ async fn read_part(
     bytes_left: usize,
     at_least_one: bool,
 ) -> Part {
-    let failed = |answer| Part {
+    let without_records = |answer| Part {
         key: key.clone(),
         answer,
         limited: false,
     };
     let partition = match partition(topics, key) {
         Ok(partition) => partition,
-        Err(code) => return failed(failed_part(key.1, code)),
+        Err(code) => return without_records(failed_part(key.1, code)),
     };
     let view = partition.view();
     let led = match limits.from_replica {
         true => Err(ErrorCode::NotLeaderOrFollower),
+        false if limits.from_any_replica => check_replica(view, wanted.current_leader_epoch),
         false => check_leader(view, wanted.current_leader_epoch),
     };
     if let Err(code) = led {
@@ -252,7 +274,7 @@ async fn read_part(
                 leader_epoch: led.leader_epoch,
             });
         }
-        return failed(answer);
+        return without_records(answer);
     }
     let partition_max = usize::try_from(wanted.partition_max_bytes).unwrap_or(0);
     let (high_watermark, last_stable_offset) = (view.high_watermark(), view.last_stable_offset());
@@ -260,6 +282,20 @@ async fn read_part(
         true => last_stable_offset,
         false => high_watermark,
     };
+    if view.is_serving()
+        && let Some(preferred) = selector::preferred(&context.broker, view, &limits.rack)
+        && (view.log_start_offset()..=high_watermark).contains(&wanted.fetch_offset)
+    {
+        return without_records(FetchPartition {
+            partition_index: key.1,
+            high_watermark,
+            last_stable_offset,
+            log_start_offset: view.log_start_offset(),
+            aborted_transactions: limits.read_committed.then(Vec::new),
+            preferred_read_replica: preferred,
+            ..FetchPartition::default()
+        });
+    }
     let bytes_max = partition_max.min(bytes_left);
     let read = read(
         view,
@@ -333,6 +369,24 @@ pub async fn read(
 
 /// Whether this broker may answer for the partition, at the epoch that the client knows (KIP-320).
 pub fn check_leader(view: &PartitionView, current_leader_epoch: i32) -> Result<(), ErrorCode> {
+    check_epoch(view, current_leader_epoch)?;
+    match view.is_serving() {
+        true => Ok(()),
+        false => Err(ErrorCode::NotLeaderOrFollower),
+    }
+}
+
+/// Whether the replica here may answer a consumer: one that follows nobody would let it wait for
+/// nothing.
+fn check_replica(view: &PartitionView, current_leader_epoch: i32) -> Result<(), ErrorCode> {
+    check_epoch(view, current_leader_epoch)?;
+    match view.is_serving() || view.leader() >= 0 {
+        true => Ok(()),
+        false => Err(ErrorCode::NotLeaderOrFollower),
+    }
+}
+
+fn check_epoch(view: &PartitionView, current_leader_epoch: i32) -> Result<(), ErrorCode> {
     if view.is_deleted() {
         return Err(ErrorCode::UnknownTopicOrPartition);
     }
@@ -345,9 +399,6 @@ pub fn check_leader(view: &PartitionView, current_leader_epoch: i32) -> Result<(
             return Err(ErrorCode::UnknownLeaderEpoch);
         }
     }
-    if !view.is_serving() {
-        return Err(ErrorCode::NotLeaderOrFollower);
-    }
     Ok(())
 }
 
@@ -359,7 +410,7 @@ fn respond(context: &Context, plan: &Plan, topics: &Topics, parts: Vec<Part>) ->
                 high_watermark: part.answer.high_watermark,
                 log_start_offset: part.answer.log_start_offset,
             };
-            let is_news = part.failed() || part.bytes() > 0;
+            let is_news = part.failed() || part.is_sent_elsewhere() || part.bytes() > 0;
             (part.key.clone(), told, is_news)
         })
         .collect();
