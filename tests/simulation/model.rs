@@ -247,6 +247,17 @@ impl Topic {
                 "topic {topic}: acknowledged above the high watermark"
             );
         }
+        // Who is down cannot be asked.
+        let lacking = self
+            .replicas
+            .iter()
+            .flatten()
+            .filter(|replica| replica.view.reader().log_end_offset() <= appended.last_offset);
+        let holders = self.replicas.len() - lacking.count();
+        assert!(
+            holders >= usize::try_from(self.config.min_insync_replicas).expect("positive"),
+            "topic {topic}: acknowledged with {holders} replicas that hold it"
+        );
         for (offset, value) in (appended.base_offset..).zip(&promise.batch.values) {
             self.expect(offset, value);
         }

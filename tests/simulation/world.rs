@@ -152,6 +152,8 @@ impl World {
         config.index_interval_bytes = 100;
         config.retention_ms = -1;
         match number {
+            // Every replica is to hold what is acknowledged.
+            0 => config.min_insync_replicas = i32::try_from(self.nodes.len()).expect("few"),
             1 => config.message_timestamp_type = TimestampType::LogAppendTime,
             2 => config.retention_bytes = 2_000,
             // Of several replicas, a majority would have to keep what one acknowledged.
