@@ -123,7 +123,7 @@ impl PartitionView {
         self.waiters.notify();
     }
 
-    pub(super) fn publish_leadership(&self, leader: i32, leader_epoch: i32, serving: bool) {
+    pub(crate) fn publish_leadership(&self, leader: i32, leader_epoch: i32, serving: bool) {
         self.leader.store(leader, Ordering::Release);
         self.leader_epoch.store(leader_epoch, Ordering::Release);
         self.serving.store(serving, Ordering::Release);

@@ -468,3 +468,43 @@ fn respond(context: &Context, plan: &Plan, topics: &Topics, parts: Vec<Part>) ->
         node_endpoints,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::ConfigLoader;
+    use crate::shard::partition::log_config;
+    use crate::shard::view::PartitionKey;
+    use streamgauge_storage::disk::real::RealDisk;
+    use streamgauge_storage::log::{Log, LogStart};
+
+    #[test]
+    fn consumers_may_read_from_a_replica_that_follows_a_leader() {
+        let directory = tempfile::tempdir().unwrap();
+        let config = ConfigLoader::new().finish("test").unwrap().topic_defaults;
+        let log = Log::create(
+            Arc::new(RealDisk),
+            &directory.path().join("t-0"),
+            log_config(&config),
+            LogStart::of_new_partition(),
+            "AAAAAAAAAAAAAAAAAAAABw",
+            0,
+        )
+        .unwrap();
+        let key = PartitionKey {
+            topic_id: Uuid::from_u128(7),
+            index: 0,
+        };
+        let view = PartitionView::new(key, log.reader(), 0);
+        let nobody = Err(ErrorCode::NotLeaderOrFollower);
+        assert_eq!(check_replica(&view, -1), nobody);
+        view.publish_leadership(2, 5, false);
+        assert_eq!(check_replica(&view, -1), Ok(()));
+        assert_eq!(check_replica(&view, 5), Ok(()));
+        assert_eq!(check_replica(&view, 4), Err(ErrorCode::FencedLeaderEpoch));
+        assert_eq!(check_replica(&view, 6), Err(ErrorCode::UnknownLeaderEpoch));
+        assert_eq!(check_leader(&view, 5), nobody);
+        view.publish_leadership(-1, 6, false);
+        assert_eq!(check_replica(&view, -1), nobody, "it follows nobody");
+    }
+}
