@@ -293,24 +293,26 @@ impl Partition {
             return turn;
         };
         let applied_before = group.committed();
-        let moved = group.drive(now_ms).and_then(|progress| {
-            if let Some(offset) = progress.log_start_offset {
-                group.log_mut().set_log_start_offset(offset)?;
-                self.view.publish_change();
-            }
-            Ok(progress)
-        });
-        let progress = match moved {
+        let progress = match group.drive(now_ms) {
             Ok(progress) => progress,
             Err(error) => {
                 self.suspend(&error, now_ms);
+                return turn;
+            }
+        };
+        if let Some(offset) = progress.log_start_offset {
+            if let Err(error) = group.log_mut().set_log_start_offset(offset) {
+                // What this turn has written stays in the log, and the producers have to know it.
+                self.take_replicated(&progress);
+                self.suspend(&error.into(), now_ms);
                 if let Life::Suspended { parts, .. } = &mut self.life {
                     // What was committed and could not be done is handed out again.
                     parts.hard_state.commit = parts.hard_state.commit.min(applied_before.0);
                 }
                 return turn;
             }
-        };
+            self.view.publish_change();
+        }
         let save = progress.hard_state.is_some() || progress.conf_state.is_some();
         turn.state = save.then(|| saved_state(group));
         if let Some(number) = progress.ready_number {
