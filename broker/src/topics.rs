@@ -93,6 +93,15 @@ impl TopicHandle {
             .collect()
     }
 
+    /// A replica of that partition has come or gone.
+    pub fn set_slot(&self, index: i32, slot: Slot) {
+        let mut all = self.partitions.load().as_ref().clone();
+        if let Some(at) = usize::try_from(index).ok().and_then(|at| all.get_mut(at)) {
+            *at = slot;
+            self.partitions.store(Arc::new(all));
+        }
+    }
+
     pub fn add_partitions(&self, added: Vec<Slot>) {
         let mut all = self.partitions.load().as_ref().clone();
         all.extend(added);

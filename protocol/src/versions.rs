@@ -78,6 +78,8 @@ pub const APIS: &[Api] = &[
     api(42, "DeleteGroups", 0, 2, 2),
     api(43, "ElectLeaders", 0, 2, 2),
     api(44, "IncrementalAlterConfigs", 0, 1, 1),
+    api(45, "AlterPartitionReassignments", 0, 1, 0),
+    api(46, "ListPartitionReassignments", 0, 0, 0),
     api(47, "OffsetDelete", 0, 0, i16::MAX),
     api(55, "DescribeQuorum", 0, 2, 0),
     api(60, "DescribeCluster", 0, 2, 0),

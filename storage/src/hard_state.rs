@@ -9,7 +9,8 @@
 //! raft-state
 //!   record  crc32 u32 | length u32 | durable bytes u64 | topic id 16 bytes | partition i32 | flags u8 |
 //!           term u64 | vote u64 | commit u64 | applied conf index u64 | auto leave u8 |
-//!           voters, learners, outgoing voters, next learners: count u32 each, then their ids u64 …
+//!           voters, learners, outgoing voters, next learners: count u32 each, then their ids u64 … |
+//!           epoch of the last assignment reached, of the one to join after: u64 each, absent if both are 0
 //! ```
 //!
 //! Numbers are big-endian; the checksum covers all that follows it. The last record of a group
@@ -66,6 +67,11 @@ pub struct SavedState {
     pub voters_outgoing: Vec<u64>,
     pub learners_next: Vec<u64>,
     pub auto_leave: bool,
+    /// The epoch of the last assignment that the group has reached.
+    pub settled: u64,
+    /// The epoch of an assignment that did without this replica. Until the group is known to have
+    /// reached it, memberships that the log tells of are older than the replica.
+    pub joins_after: u64,
 }
 
 impl SavedState {
@@ -295,9 +301,14 @@ fn durable_behind(damaged: &[u8], position: u64) -> Option<u64> {
         .find(|durable| *durable > position)
 }
 
+fn has_epochs(state: &SavedState) -> bool {
+    (state.settled, state.joins_after) != (0, 0)
+}
+
 fn record_bytes(state: &SavedState) -> usize {
     let members: usize = state.lists().iter().map(|list| list.len()).sum();
-    PREFIX_BYTES + BODY_BYTES_MIN + members * 8
+    let numbers = members + if has_epochs(state) { 2 } else { 0 };
+    PREFIX_BYTES + BODY_BYTES_MIN + numbers * 8
 }
 
 /// A record of a group, or of none.
@@ -328,6 +339,10 @@ fn encode(durable: u64, key: Option<GroupKey>, state: Option<&SavedState>) -> Ve
     for id in state.lists().into_iter().flatten() {
         body.extend_from_slice(&id.to_be_bytes());
     }
+    if has_epochs(state) {
+        body.extend_from_slice(&state.settled.to_be_bytes());
+        body.extend_from_slice(&state.joins_after.to_be_bytes());
+    }
     let length = (body.len() as u32).to_be_bytes();
     let mut hasher = crc32fast::Hasher::new();
     hasher.update(&length);
@@ -357,14 +372,16 @@ fn decode(bytes: &[u8]) -> Option<Record> {
         return None;
     }
     let mut body = rest.get(..length)?;
-    let members = (length - BODY_BYTES_MIN) / 8;
+    let numbers = (length - BODY_BYTES_MIN) / 8;
     let mut counts = body.get(BODY_BYTES_MIN - COUNTS_BYTES..BODY_BYTES_MIN)?;
     let mut count = || Some(u32::from_be_bytes(take(&mut counts)?) as usize);
     let counts = [count()?, count()?, count()?, count()?];
     let sum = counts
         .iter()
         .fold(0usize, |sum, count| sum.saturating_add(*count));
-    if sum != members || crc32fast::hash(covered.get(..4 + length)?) != crc {
+    if !(sum == numbers || sum.checked_add(2) == Some(numbers))
+        || crc32fast::hash(covered.get(..4 + length)?) != crc
+    {
         return None;
     }
     let durable = u64::from_be_bytes(take(&mut body)?);
@@ -382,7 +399,11 @@ fn decode(bytes: &[u8]) -> Option<Record> {
         .filter_map(|id| Some(u64::from_be_bytes(id.try_into().ok()?)));
     let [voters, learners, voters_outgoing, learners_next] =
         counts.map(|count| ids.by_ref().take(count).collect());
+    let settled = ids.next().unwrap_or(0);
+    let joins_after = ids.next().unwrap_or(0);
     let state = SavedState {
+        settled,
+        joins_after,
         term,
         vote,
         commit,

@@ -13,6 +13,7 @@ const PAUSE_TIME: Duration = Duration::from_secs(5);
 const CUT_TIME: Duration = Duration::from_secs(6);
 const SLOW_TIME: Duration = Duration::from_secs(3);
 const DELAY: Duration = Duration::from_millis(100);
+const MOVE_TIME_MAX: Duration = Duration::from_secs(30);
 const IN_SYNC_TIME_MAX: Duration = Duration::from_secs(30);
 
 /// A fault; the leader is that of one partition.
@@ -31,9 +32,15 @@ pub enum Fault {
     SlowLeader,
     /// SIGTERM, and a new start.
     StopLeader,
+    /// The leader's replica goes, all but one go, and all come back.
+    MoveLeader,
+    /// kill -9 of the leader while its replica goes.
+    MoveAndKillLeader,
 }
 
-const ALL: [Fault; 10] = [
+const ALL: [Fault; 12] = [
+    Fault::MoveLeader,
+    Fault::MoveAndKillLeader,
     Fault::KillLeader,
     Fault::KillFollower,
     Fault::KillAll,
@@ -122,6 +129,25 @@ impl Fault {
                 }
                 cluster.resume(leader);
                 workload.wait_until_written(&what);
+            }
+            Self::MoveLeader => {
+                let others: Vec<i32> = NODES.into_iter().filter(|id| *id != leader).collect();
+                for replicas in [&others[..], &[follower], &[follower, leader], &NODES] {
+                    cluster.reassign(TOPIC, partition, Some(replicas));
+                    cluster.wait_until_moved(MOVE_TIME_MAX);
+                    println!("{what}: on {replicas:?} {} ms", begun.elapsed().as_millis());
+                    workload.wait_until_written(&what);
+                }
+            }
+            Self::MoveAndKillLeader => {
+                cluster.reassign(TOPIC, partition, Some(&[follower]));
+                cluster.kill(leader);
+                workload.wait_until_written(&what);
+                cluster.launch(leader);
+                cluster.reassign(TOPIC, partition, None);
+                cluster.reassign(TOPIC, partition, Some(&NODES));
+                cluster.wait_until_whole();
+                cluster.wait_until_moved(MOVE_TIME_MAX);
             }
             Self::CutOffLeader(cut) => {
                 cluster.cut_off(leader, cut);

@@ -3,6 +3,7 @@
 //! `CLUSTER_SECONDS=600` lets each history go on for so long with faults drawn from `CLUSTER_SEED`.
 
 mod faults;
+mod moves;
 mod workload;
 
 use std::fs;
@@ -43,6 +44,21 @@ fn a_history_through_cut_links_is_true() {
             Fault::CutOffLeader(Cut::Inbound),
             Fault::PartLeader,
             Fault::SlowLeader,
+        ],
+    );
+}
+
+#[test]
+fn a_history_through_moves_of_replicas_is_true() {
+    go_through(
+        "cluster-moves",
+        Clients::Librdkafka,
+        &[
+            Fault::MoveLeader,
+            Fault::MoveAndKillLeader,
+            Fault::MoveLeader,
+            Fault::MoveAndKillLeader,
+            Fault::KillAll,
         ],
     );
 }

@@ -5,6 +5,7 @@
 //! `SIMULATION_SEED=17` runs one again.
 
 mod model;
+mod moves;
 mod world;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -32,6 +33,7 @@ struct Tally {
     starts: u64,
     acknowledged: u64,
     leader_epochs: i64,
+    moves: u64,
 }
 
 /// One seed in four is a broker alone.
@@ -57,6 +59,7 @@ fn run(seed: u64) -> Tally {
     world.settle();
     Tally {
         starts: world.restarts,
+        moves: world.topics.iter().map(|topic| topic.moves.ended()).sum(),
         acknowledged: world
             .topics
             .iter()
@@ -88,6 +91,7 @@ fn whatever_fails_promises_are_kept() {
             sum.starts += tally.starts;
             sum.acknowledged += tally.acknowledged;
             sum.leader_epochs += tally.leader_epochs;
+            sum.moves += tally.moves;
         });
     }
     println!("{seeds} seeds: {sum:?}");

@@ -11,6 +11,7 @@ use streamgauge_protocol::batch::{BatchIter, BatchRecords};
 use tokio::sync::oneshot;
 use tokio::sync::oneshot::error::TryRecvError;
 
+use crate::moves::Moves;
 use crate::world::is_expected;
 
 pub struct Batch {
@@ -88,6 +89,7 @@ pub struct Topic {
     pub producers: Vec<Producer>,
     /// By node; `None` where the node is down.
     pub replicas: Vec<Option<Replica>>,
+    pub moves: Moves,
     pub promises: VecDeque<Promise>,
     pub deletions: Vec<Deletion>,
     /// The highest offset that DeleteRecords asked for.
@@ -110,6 +112,7 @@ impl Topic {
         config: Arc<TopicConfig>,
         producers: Vec<Producer>,
         nodes: usize,
+        founders: Vec<i32>,
     ) -> Self {
         Self {
             number,
@@ -117,6 +120,7 @@ impl Topic {
             config,
             producers,
             replicas: (0..nodes).map(|_| None).collect(),
+            moves: Moves::new(founders, nodes),
             promises: VecDeque::new(),
             deletions: Vec::new(),
             deleted_before: 0,
@@ -247,17 +251,9 @@ impl Topic {
                 "topic {topic}: acknowledged above the high watermark"
             );
         }
-        // Who is down cannot be asked.
-        let lacking = self
-            .replicas
-            .iter()
-            .flatten()
-            .filter(|replica| replica.view.reader().log_end_offset() <= appended.last_offset);
-        let holders = self.replicas.len() - lacking.count();
-        assert!(
-            holders >= usize::try_from(self.config.min_insync_replicas).expect("positive"),
-            "topic {topic}: acknowledged with {holders} replicas that hold it"
-        );
+        if self.moves.is_untouched() {
+            self.check_holders(appended);
+        }
         for (offset, value) in (appended.base_offset..).zip(&promise.batch.values) {
             self.expect(offset, value);
         }
@@ -265,6 +261,23 @@ impl Topic {
         producer
             .outstanding
             .retain(|batch| !Arc::ptr_eq(batch, &promise.batch));
+    }
+
+    fn check_holders(&self, appended: Appended) {
+        let topic = self.number;
+        // Who is down cannot be asked.
+        let lacking = self
+            .replicas
+            .iter()
+            .flatten()
+            .filter(|replica| replica.view.reader().log_end_offset() <= appended.last_offset);
+        let founders = self.moves.founders().len();
+        let holders = founders - lacking.count();
+        let wanted = usize::try_from(self.config.min_insync_replicas).expect("positive");
+        assert!(
+            holders >= wanted.min(founders),
+            "topic {topic}: acknowledged with {holders} replicas that hold it"
+        );
     }
 
     fn expect(&mut self, offset: i64, value: &str) {
@@ -410,28 +423,34 @@ impl Topic {
         let Some(leader) = self.leader() else {
             panic!("topic {topic} is not served");
         };
-        let views: Vec<_> = self
-            .replicas
-            .iter()
-            .map(|replica| Arc::clone(&replica.as_ref().expect("all nodes are up").view))
-            .collect();
-        for (node, view) in views.iter().enumerate() {
+        assert!(!self.moves.is_moving(), "topic {topic} moves for ever");
+        let mut views = Vec::new();
+        for (node, replica) in self.replicas.iter().enumerate() {
+            let is_here = replica.is_some();
+            assert_eq!(
+                is_here,
+                self.moves.has_replica(node),
+                "topic {topic}: node {node}"
+            );
+            views.extend(replica.as_ref().map(|replica| (node, &replica.view)));
+        }
+        let led = views.iter().find(|(node, _)| *node == leader);
+        let (_, led) = *led.expect("the leader is a replica");
+        for (node, view) in &views {
             assert_eq!(
                 view.high_watermark(),
-                views[leader].high_watermark(),
+                led.high_watermark(),
                 "topic {topic}: node {node} is not where its leader {leader} is"
             );
-            assert_eq!(view.leader_epoch(), views[leader].leader_epoch());
+            assert_eq!(view.leader_epoch(), led.leader_epoch());
         }
         // Records and all: what a batch's header says of its epoch, producer and timestamps, too.
-        let start = views.iter().map(|view| view.log_start_offset()).max();
-        let logs: Vec<_> = views
-            .iter()
-            .map(|view| committed_batches(view, start.unwrap_or_default()))
-            .collect();
-        for (node, log) in logs.iter().enumerate() {
+        let start = views.iter().map(|(_, view)| view.log_start_offset()).max();
+        let start = start.unwrap_or_default();
+        let expected = committed_batches(led, start);
+        for (node, view) in &views {
             assert!(
-                *log == logs[leader],
+                committed_batches(view, start) == expected,
                 "topic {topic}: node {node} has other bytes than its leader {leader}"
             );
         }

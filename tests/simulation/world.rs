@@ -24,6 +24,7 @@ use tokio::sync::oneshot;
 use uuid::Uuid;
 
 use crate::model::{Batch, Deletion, Producer, Promise, Topic};
+use crate::moves::some_nodes;
 
 /// Most batches of one producer that await an answer; a broker remembers five.
 const IN_FLIGHT_MAX: usize = 3;
@@ -72,9 +73,9 @@ pub struct Node {
     skew_ms: i64,
     syncing: Option<(u64, Vec<SyncTicket>)>,
     sync_failed: bool,
-    /// Writes failed while others lead: a truncation that did not come to its end leaves a log that
-    /// is known again only once it is opened.
-    may_have_failed_log: bool,
+    /// Writes failed while others lead, and a truncation that did not come to its end leaves a log
+    /// that is known again only once it is opened; or a new replica could not be opened.
+    pub must_restart: bool,
 }
 
 /// A message between two nodes.
@@ -116,7 +117,7 @@ impl World {
                 skew_ms: i64::try_from(random.below(7_200_000)).expect("small") - 3_600_000,
                 syncing: None,
                 sync_failed: false,
-                may_have_failed_log: false,
+                must_restart: false,
             })
             .collect();
         let mut world = Self {
@@ -178,7 +179,12 @@ impl World {
             })
             .collect();
         let nodes = self.nodes.len();
-        Topic::new(number, key, Arc::new(config), producers, nodes)
+        // Some begin on a part of the nodes.
+        let founders = match number > 0 && self.random.one_in(3) {
+            true => some_nodes(&mut self.random, nodes),
+            false => (0..nodes as i32).collect(),
+        };
+        Topic::new(number, key, Arc::new(config), producers, nodes, founders)
     }
 
     /// Starts all nodes.
@@ -200,7 +206,10 @@ impl World {
         self.nodes[node].shard = Some(Shard::open(settings, disk, now_ms)?);
         self.restarts += 1;
         for number in 0..self.topics.len() {
-            self.open(node, number)?;
+            match self.topics[number].moves.is_wanted(node) {
+                true => self.open(node, number)?,
+                false => self.remove_leftovers(node, number),
+            }
         }
         Ok(())
     }
@@ -209,10 +218,11 @@ impl World {
         self.now_ms + self.nodes[node].skew_ms
     }
 
-    fn open(&mut self, node: usize, number: usize) -> Result<(), StorageError> {
-        let replicas = (0..self.nodes.len())
-            .map(|node| i32::try_from(node).expect("few nodes"))
-            .collect();
+    pub fn is_up(&self, node: usize) -> bool {
+        self.nodes[node].shard.is_some()
+    }
+
+    pub fn open(&mut self, node: usize, number: usize) -> Result<(), StorageError> {
         let topic = &self.topics[number];
         let (reply, mut opened) = oneshot::channel();
         let event = Event::Open(Box::new(OpenPartition {
@@ -220,7 +230,8 @@ impl World {
             topic: format!("topic-{number}").into(),
             directory: PathBuf::from(format!("/data/topic-{number}-0")),
             config: Arc::clone(&topic.config),
-            replicas,
+            founders: topic.moves.founders().to_vec(),
+            target: topic.moves.target_known_to(node),
             reply,
         }));
         self.handle(node, event);
@@ -237,7 +248,7 @@ impl World {
         state.disk.set_faults(Faults::default());
         state.trouble = Trouble::None;
         state.sync_failed = false;
-        state.may_have_failed_log = false;
+        state.must_restart = false;
         if self.random.one_in(6) {
             self.start_damaged(node);
         }
@@ -315,7 +326,7 @@ impl World {
         }
     }
 
-    fn handle(&mut self, node: usize, event: Event) {
+    pub fn handle(&mut self, node: usize, event: Event) {
         let now_ms = self.now_ms(node);
         if let Some(shard) = &mut self.nodes[node].shard {
             shard.handle(event, now_ms);
@@ -436,7 +447,8 @@ impl World {
             }
             86..89 => self.delete_records(number),
             89 if self.random.one_in(3) => self.recreate(number),
-            90..94 if self.is_alone() || self.random.one_in(6) => self.fault(node),
+            90..93 if self.is_alone() || self.random.one_in(6) => self.fault(node),
+            93 if self.is_alone() => self.fault(node),
             94 if !self.is_alone() => match self.random.below(12) {
                 0..2 => self.stay_down(node),
                 // Long enough for the others to elect a leader.
@@ -447,6 +459,7 @@ impl World {
             96 if self.random.one_in(2 * self.nodes.len() as u64) => self.restart(node, false),
             97 if self.random.one_in(3 * self.nodes.len() as u64) => self.close(node),
             98 if self.random.one_in(4) => self.transfer(number, node),
+            93 if !self.is_alone() && self.random.one_in(4) => self.reassign(number),
             99 if self.random.one_in(4) => self.cut_or_mend_links(),
             99 if self.random.one_in(3) => {
                 let lost = self.random.below(self.nodes.len() as u64) as i32;
@@ -478,6 +491,7 @@ impl World {
         self.busy = self
             .busy
             .and_then(|(node, steps)| Some((node, steps.checked_sub(1)?)));
+        self.spread_moves(false);
         let tick = self.random.one_in(4);
         for node in 0..self.nodes.len() {
             if tick && !self.random.one_in(8) {
@@ -547,7 +561,7 @@ impl World {
             }
             (Trouble::None, 1) => {
                 state.trouble = Trouble::Writes;
-                state.may_have_failed_log = has_peers;
+                state.must_restart = has_peers;
                 state.disk.set_faults(Faults {
                     fail_writes: true,
                     ..Faults::default()
@@ -698,10 +712,19 @@ impl World {
                 continue;
             };
             let (reply, _deleted) = oneshot::channel();
-            self.handle(node, Event::Delete { partition, reply });
+            let lives_on = None;
+            let event = Event::Delete {
+                partition,
+                lives_on,
+                reply,
+            };
+            self.handle(node, event);
         }
         self.topics[number] = self.new_topic(number);
         for node in 0..self.nodes.len() {
+            if !self.topics[number].moves.is_wanted(node) {
+                continue;
+            }
             self.open(node, number)
                 .unwrap_or_else(|error| panic!("a new partition is not opened: {error}"));
         }
@@ -734,7 +757,7 @@ impl World {
                 Trouble::Writes => self.mend(node),
                 Trouble::None => {}
             }
-            if self.nodes[node].may_have_failed_log {
+            if self.nodes[node].must_restart {
                 self.restart(node, false);
             }
         }
@@ -743,6 +766,7 @@ impl World {
             for node in 0..self.nodes.len() {
                 self.tick(node, if self.is_alone() { 1_100 } else { 100 });
             }
+            self.spread_moves(true);
             self.work_off();
             if self.is_alone() || round % 10 == 9 {
                 for number in 0..self.topics.len() {
@@ -752,6 +776,7 @@ impl World {
         }
         self.work_off();
         self.collect();
+        self.tell_of_moves();
         for topic in &mut self.topics {
             topic.check_reads();
             topic.check_settled();

@@ -12,11 +12,15 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use rustix::process::{Pid, Signal, kill_process};
 use streamgauge_protocol::frame::{decode_response, encode_request};
+use streamgauge_protocol::messages::messages::alter_partition_reassignments_request::{
+    ReassignablePartition, ReassignableTopic,
+};
 use streamgauge_protocol::messages::messages::create_topics_request::CreatableTopic;
 use streamgauge_protocol::messages::messages::metadata_request::MetadataRequestTopic;
 use streamgauge_protocol::messages::messages::metadata_response::MetadataResponsePartition;
 use streamgauge_protocol::messages::messages::{
-    CreateTopicsRequest, MetadataRequest, MetadataResponse, TopicName,
+    AlterPartitionReassignmentsRequest, BrokerId, CreateTopicsRequest,
+    ListPartitionReassignmentsRequest, MetadataRequest, MetadataResponse, TopicName,
 };
 use streamgauge_protocol::messages::protocol::{Decodable, HeaderVersion, Request, StrBytes};
 
@@ -34,6 +38,7 @@ const ANSWER_TIME_MAX: Duration = Duration::from_secs(3);
 const ANSWER_BYTES_MAX: usize = 16 << 20;
 const METADATA_VERSION: i16 = 9;
 const CREATE_TOPICS_VERSION: i16 = 5;
+const NO_REASSIGNMENT_IN_PROGRESS: i16 = 85;
 
 const SETTINGS: [&str; 2] = [
     "default.replication.factor=3",
@@ -331,6 +336,51 @@ impl Cluster {
             None
         });
         assert!(made.is_some(), "topic {topic} was not made");
+    }
+
+    /// Asks for other replicas of a partition, or cancels what was asked for. Waits until the
+    /// controller has noted it.
+    pub fn reassign(&self, topic: &str, partition: i32, replicas: Option<&[i32]>) {
+        let replicas = replicas.map(|replicas| replicas.iter().copied().map(BrokerId).collect());
+        let request = AlterPartitionReassignmentsRequest::default().with_topics(vec![
+            ReassignableTopic::default()
+                .with_name(name(topic))
+                .with_partitions(vec![
+                    ReassignablePartition::default()
+                        .with_partition_index(partition)
+                        .with_replicas(replicas),
+                ]),
+        ]);
+        let mut last = None;
+        let noted = poll(START_TIME_MAX, || {
+            let id = self.ready().into_iter().next()?;
+            let answer = self.ask(id, 0, &request)?;
+            let code = match answer.error_code {
+                0 => answer.responses.first()?.partitions.first()?.error_code,
+                code => code,
+            };
+            last = Some(code);
+            // There may be no controller just now; what is done already needs no cancelling.
+            (code == 0 || code == NO_REASSIGNMENT_IN_PROGRESS).then_some(())
+        });
+        assert!(
+            noted.is_some(),
+            "{topic}-{partition} not reassigned: {last:?}"
+        );
+    }
+
+    /// Waits until no partition moves any more.
+    pub fn wait_until_moved(&self, time_max: Duration) {
+        let request = ListPartitionReassignmentsRequest::default().with_topics(None);
+        let mut last = None;
+        let done = poll(time_max, || {
+            let id = self.ready().into_iter().next()?;
+            let answer = self.ask(id, 0, &request)?;
+            let is_done = answer.error_code == 0 && answer.topics.is_empty();
+            last = Some(answer);
+            is_done.then_some(())
+        });
+        assert!(done.is_some(), "still moving after {time_max:?}: {last:?}");
     }
 
     /// A topic's partitions as the broker that knows the newest leader of each tells.

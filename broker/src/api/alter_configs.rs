@@ -213,7 +213,9 @@ impl Resource<'_> {
                 })
             }
             RESOURCE_BROKER => {
-                let broker = parse_broker_name(self.name, config.node_id)
+                // The controller decides for all brokers.
+                let named = self.name.parse().ok().filter(|id| image.knows_broker(*id));
+                let broker = parse_broker_name(self.name, named.unwrap_or(config.node_id))
                     .map_err(|message| invalid_request(&message))?;
                 let none = ConfigMap::new();
                 let old = image.broker_overrides(broker).unwrap_or(&none);

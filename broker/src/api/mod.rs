@@ -1,6 +1,7 @@
 //! One file an API: validate, do, answer. The table of versions is `streamgauge_protocol::versions`.
 
 pub mod alter_configs;
+pub mod alter_partition_reassignments;
 pub mod api_versions;
 pub mod configs;
 pub mod create_partitions;
@@ -25,6 +26,7 @@ pub mod join_group;
 pub mod leave_group;
 pub mod list_groups;
 pub mod list_offsets;
+pub mod list_partition_reassignments;
 pub mod metadata;
 pub mod offset_commit;
 pub mod offset_delete;
@@ -125,6 +127,8 @@ fn is_controllers(key: ApiKey) -> bool {
             | ApiKey::AlterConfigs
             | ApiKey::IncrementalAlterConfigs
             | ApiKey::DescribeQuorum
+            | ApiKey::AlterPartitionReassignments
+            | ApiKey::ListPartitionReassignments
             | ApiKey::UnregisterBroker
     )
 }
@@ -297,6 +301,10 @@ fn dispatch(request: Request) -> Result<Handling, RequestError> {
         ApiKey::DescribeTopicPartitions => request.answer(describe_topic_partitions::handle),
         ApiKey::DescribeLogDirs => request.answer(describe_log_dirs::handle),
         ApiKey::DescribeProducers => request.answer(describe_producers::handle),
+        ApiKey::AlterPartitionReassignments => {
+            request.answer(alter_partition_reassignments::handle)
+        }
+        ApiKey::ListPartitionReassignments => request.answer(list_partition_reassignments::handle),
         ApiKey::ElectLeaders => request.answer(elect_leaders::handle),
         ApiKey::DescribeQuorum => request.answer(describe_quorum::handle),
         ApiKey::UnregisterBroker => request.answer(unregister_broker::handle),

@@ -4,6 +4,7 @@
 
 mod inbox;
 pub mod leaders;
+pub mod reassignments;
 mod request;
 
 use std::sync::{Arc, OnceLock, PoisonError, RwLock};

@@ -62,6 +62,11 @@ pub struct BrokerLayers<'a> {
 
 /// The settings made at run time, as the cluster's metadata holds them.
 pub trait ConfigImage {
+    /// Whether that broker is registered.
+    fn knows_broker(&self, _broker: i32) -> bool {
+        false
+    }
+
     /// A topic's overrides, perhaps none; `None` if there is no such topic.
     fn topic_overrides(&self, topic: &str) -> Option<&ConfigMap>;
     /// One broker's settings, or with `None` those of all brokers; `None` if there are none.

@@ -1,5 +1,6 @@
 //! Follows the metadata log on every broker: keeps image, registry and shards in step with it.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, PoisonError, RwLock};
 
@@ -11,6 +12,8 @@ use super::image::{Image, Topic};
 use super::record::MetadataRecord;
 use super::writer::ControllerError;
 use crate::config::{BrokerConfig, BrokerLayers, TopicConfig};
+use crate::replication::membership::Target;
+use crate::replication::raft_id;
 use crate::shard::event::{Event, OpenPartition};
 use crate::shard::handle::{PartitionHandle, ShardHandle};
 use crate::shard::view::{PartitionKey, PartitionView};
@@ -53,10 +56,10 @@ impl Placed {
         topic: &Arc<str>,
         key: PartitionKey,
         config: Arc<TopicConfig>,
-        replicas: Vec<i32>,
+        members: Members,
     ) -> Opening {
         let (reply, answer) = oneshot::channel();
-        let alone = replicas.len() == 1;
+        let alone = members.are_alone();
         let Some(shard) = self.shard(key) else {
             return Opening {
                 topic: Arc::clone(topic),
@@ -71,7 +74,8 @@ impl Placed {
             topic: Arc::clone(topic),
             directory: self.directory(topic, key.index),
             config,
-            replicas,
+            founders: members.founders,
+            target: members.target,
             reply,
         })));
         Opening {
@@ -81,6 +85,44 @@ impl Placed {
             shard: Some(shard.clone()),
             answer,
         }
+    }
+}
+
+/// Who takes part in a partition's group.
+pub(super) struct Members {
+    /// The brokers that it was founded with.
+    pub founders: Vec<i32>,
+    pub target: Target,
+}
+
+impl Members {
+    /// Of a group that keeps the members that it is founded with.
+    pub fn of_founders(founders: Vec<i32>) -> Self {
+        Self {
+            founders,
+            target: Target::default(),
+        }
+    }
+
+    fn of(topic: &Topic, index: i32) -> Self {
+        Self {
+            founders: topic.founders(index).to_vec(),
+            target: target_of(topic, index),
+        }
+    }
+
+    /// Whether the only replica there is and was is the one here.
+    fn are_alone(&self) -> bool {
+        self.founders.len() == 1 && self.target.epoch == 0
+    }
+}
+
+fn target_of(topic: &Topic, index: i32) -> Target {
+    let (epoch, brokers) = topic.target(index);
+    Target {
+        epoch,
+        voters: brokers.iter().map(|broker| raft_id(*broker)).collect(),
+        learners: Vec::new(),
     }
 }
 
@@ -205,6 +247,7 @@ impl Applier {
                     partitions: partitions.clone(),
                     configs: configs.clone(),
                     aggregation_producer_id: None,
+                    moved: BTreeMap::new(),
                 };
                 self.open_topic(&topic).await;
                 None
@@ -216,7 +259,23 @@ impl Applier {
                 self.grow_topic(*topic_id, partitions).await;
                 None
             }
+            MetadataRecord::PartitionReassigning {
+                topic_id,
+                partition,
+                target,
+            } => {
+                self.take_up(*topic_id, *partition, target).await;
+                None
+            }
             MetadataRecord::TopicRemoved { topic_id } => Some(*topic_id),
+            _ => None,
+        };
+        let moved = match &record {
+            MetadataRecord::PartitionReassigned {
+                topic_id,
+                partition,
+                ..
+            } => Some((*topic_id, *partition)),
             _ => None,
         };
         let reconfigured = match &record {
@@ -230,6 +289,9 @@ impl Applier {
             .apply(record);
         if let Some(topic_id) = removed {
             self.remove_topic(topic_id).await;
+        }
+        if let Some((topic_id, partition)) = moved {
+            self.give_up(topic_id, partition).await;
         }
         if let Some(topic_id) = reconfigured {
             self.reconfigure(topic_id);
@@ -246,6 +308,9 @@ impl Applier {
             let image = self.image.read().unwrap_or_else(PoisonError::into_inner);
             image.topics().cloned().collect()
         };
+        for topic in &topics {
+            self.remove_leftovers(topic);
+        }
         // All are asked for before the first is awaited: the shards work side by side.
         let openings: Vec<_> = topics
             .iter()
@@ -253,6 +318,30 @@ impl Applier {
             .collect();
         for (topic, openings) in topics.iter().zip(openings) {
             self.register(topic, openings).await;
+        }
+    }
+
+    /// A replica that was moved away may have been stopped in its removal.
+    fn remove_leftovers(&self, topic: &Topic) {
+        for index in topic.moved.keys().copied() {
+            let replicas = usize::try_from(index)
+                .ok()
+                .and_then(|at| topic.partitions.get(at));
+            let key = PartitionKey {
+                topic_id: topic.topic_id,
+                index,
+            };
+            if replicas.is_some_and(|replicas| !replicas.contains(&self.placed.config.node_id))
+                && let Some(shard) = self.placed.shard(key)
+            {
+                let directory = self.placed.directory(&topic.name, index);
+                let epoch = topic.target(index).0;
+                shard.send(Event::RemoveLeftovers {
+                    key,
+                    directory,
+                    epoch,
+                });
+            }
         }
     }
 
@@ -276,7 +365,7 @@ impl Applier {
                 };
                 Some(
                     self.placed
-                        .open(&name, key, Arc::clone(&config), replicas.clone()),
+                        .open(&name, key, Arc::clone(&config), Members::of(topic, index)),
                 )
             })
             .collect()
@@ -305,10 +394,12 @@ impl Applier {
                     return None;
                 }
                 let key = PartitionKey { topic_id, index };
-                Some(
-                    self.placed
-                        .open(&topic.name, key, topic.config(), replicas.clone()),
-                )
+                Some(self.placed.open(
+                    &topic.name,
+                    key,
+                    topic.config(),
+                    Members::of_founders(replicas.clone()),
+                ))
             })
             .collect();
         topic.add_partitions(finish_all(openings).await);
@@ -319,8 +410,60 @@ impl Applier {
             return;
         };
         for partition in topic.handles() {
-            partition.delete().await;
+            partition.delete(None).await;
         }
+    }
+
+    /// A partition is to have other replicas: the one here is told, or opened if it is one of them.
+    async fn take_up(&self, topic_id: Uuid, index: i32, target: &[i32]) {
+        let (Some(mut topic), Some(handle)) =
+            (self.declared(topic_id), self.topics.by_id(topic_id))
+        else {
+            return;
+        };
+        topic.reassign(index, target.to_vec());
+        if let Some(partition) = handle.partition(index) {
+            partition.assign(target_of(&topic, index));
+            return;
+        }
+        // One that could not be opened before is not wanted less now.
+        if !target.contains(&self.placed.config.node_id) {
+            return;
+        }
+        let key = PartitionKey { topic_id, index };
+        let members = Members::of(&topic, index);
+        let opening = self
+            .placed
+            .open(&handle.name, key, handle.config(), members);
+        let slot = match opening.finish_or_offline().await {
+            Some(partition) => Slot::Here(partition),
+            None => Slot::Offline,
+        };
+        handle.set_slot(index, slot);
+    }
+
+    /// A partition has its new replicas: the one here goes if it is none of them.
+    async fn give_up(&self, topic_id: Uuid, index: i32) {
+        let (Some(topic), Some(handle)) = (self.declared(topic_id), self.topics.by_id(topic_id))
+        else {
+            return;
+        };
+        if topic.target(index).1.contains(&self.placed.config.node_id) {
+            return;
+        }
+        let partition = handle.partition(index);
+        handle.set_slot(index, Slot::Elsewhere);
+        if let Some(partition) = partition {
+            tracing::info!(topic = %handle.name, partition = index, "replica moved away");
+            partition.delete(Some(topic.target(index).0)).await;
+        }
+    }
+
+    fn declared(&self, topic_id: Uuid) -> Option<Topic> {
+        let image = self.image.read().unwrap_or_else(PoisonError::into_inner);
+        image
+            .topic_by_id(topic_id)
+            .map(|topic| topic.as_ref().clone())
     }
 
     fn reconfigure(&self, topic_id: Uuid) {

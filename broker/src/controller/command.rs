@@ -6,6 +6,7 @@ use uuid::Uuid;
 
 use super::decide::{NewTopic, Refusal};
 use super::image::{BrokerInfo, Image};
+use super::reassign;
 use super::record::MetadataRecord;
 use crate::ids::base64;
 
@@ -27,6 +28,13 @@ pub enum Command {
         #[serde(with = "base64")]
         topic_id: Uuid,
         count: i64,
+    },
+    /// The partition's group has the members of that assignment.
+    PartitionSettled {
+        #[serde(with = "base64")]
+        topic_id: Uuid,
+        partition: i32,
+        epoch: u64,
     },
     /// This is me, and here I am.
     RegisterBroker(BrokerInfo),
@@ -105,6 +113,14 @@ pub fn decide(image: &Image, command: Command) -> (Vec<MetadataRecord>, CommandA
                 },
             ];
             (records, CommandAnswer::ProducerIds { first: producer_id })
+        }
+        Command::PartitionSettled {
+            topic_id,
+            partition,
+            epoch,
+        } => {
+            let record = reassign::settled(image, topic_id, partition, epoch);
+            (record.into_iter().collect(), CommandAnswer::Done)
         }
         Command::RegisterBroker(info) => register(image, info),
     }

@@ -312,7 +312,7 @@ fn check_assignments(placement: &Placement, new: &NewTopic) -> Result<Vec<Vec<i3
     Ok(by_index.into_values().collect())
 }
 
-fn check_replicas(placement: &Placement, replicas: &[i32]) -> Result<(), Refusal> {
+pub(super) fn check_replicas(placement: &Placement, replicas: &[i32]) -> Result<(), Refusal> {
     let refuse = |message: String| Err(Refusal::new(ErrorCode::InvalidReplicaAssignment, message));
     if replicas.is_empty() {
         return refuse("The manual partition assignment includes an empty replica list.".into());

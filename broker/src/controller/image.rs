@@ -8,6 +8,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use super::assignment::Moved;
 use super::record::MetadataRecord;
 use crate::config::{ConfigImage, ConfigMap};
 use crate::ids::base64;
@@ -23,6 +24,8 @@ pub struct Topic {
     pub configs: BTreeMap<String, String>,
     /// The producer id of the merge stage, if the topic is derived.
     pub aggregation_producer_id: Option<i64>,
+    /// The partitions that move or have moved, by index.
+    pub moved: BTreeMap<i32, Moved>,
 }
 
 /// A broker as it registered.
@@ -80,6 +83,7 @@ impl Image {
                     partitions,
                     configs,
                     aggregation_producer_id: None,
+                    moved: BTreeMap::new(),
                 };
                 self.topics.insert(name, Arc::new(topic));
             }
@@ -89,6 +93,24 @@ impl Image {
             } => {
                 if let Some(topic) = self.topic_mut(topic_id) {
                     topic.partitions.extend(partitions);
+                }
+            }
+            MetadataRecord::PartitionReassigning {
+                topic_id,
+                partition,
+                target,
+            } => {
+                if let Some(topic) = self.topic_mut(topic_id) {
+                    topic.reassign(partition, target);
+                }
+            }
+            MetadataRecord::PartitionReassigned {
+                topic_id,
+                partition,
+                epoch,
+            } => {
+                if let Some(topic) = self.topic_mut(topic_id) {
+                    topic.reassigned(partition, epoch);
                 }
             }
             MetadataRecord::TopicRemoved { topic_id } => {
@@ -185,6 +207,10 @@ impl Image {
 impl ConfigImage for Image {
     fn topic_overrides(&self, topic: &str) -> Option<&ConfigMap> {
         self.topics.get(topic).map(|topic| &topic.configs)
+    }
+
+    fn knows_broker(&self, broker: i32) -> bool {
+        self.brokers.contains_key(&broker)
     }
 
     fn broker_overrides(&self, broker: Option<i32>) -> Option<&ConfigMap> {

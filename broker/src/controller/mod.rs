@@ -6,9 +6,11 @@
 //! records name on this broker, and makes them part of the image. Everybody else reads the image.
 
 mod applier;
+pub mod assignment;
 pub mod command;
 pub mod decide;
 pub mod image;
+pub mod reassign;
 pub mod record;
 mod writer;
 

@@ -38,6 +38,20 @@ pub enum MetadataRecord {
         topic_id: Uuid,
         partitions: Vec<Vec<i32>>,
     },
+    /// A partition is to have other replicas (KIP-455). Until it has, it keeps those that it had.
+    PartitionReassigning {
+        #[serde(with = "base64")]
+        topic_id: Uuid,
+        partition: i32,
+        target: Vec<i32>,
+    },
+    /// A partition has the replicas that its reassignment of that epoch asked for.
+    PartitionReassigned {
+        #[serde(with = "base64")]
+        topic_id: Uuid,
+        partition: i32,
+        epoch: u64,
+    },
     /// A topic was deleted, with its partitions, configs and declaration.
     TopicRemoved {
         #[serde(with = "base64")]

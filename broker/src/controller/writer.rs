@@ -7,7 +7,7 @@ use streamgauge_protocol::error::ErrorCode;
 use tokio::sync::{mpsc, watch};
 use uuid::Uuid;
 
-use super::applier::{Applier, Placed, wait_until_serving};
+use super::applier::{Applier, Members, Placed, wait_until_serving};
 use super::decide::Refusal;
 use super::image::Image;
 use super::record::MetadataRecord;
@@ -81,7 +81,12 @@ async fn open_log(placed: &Placed) -> Result<PartitionHandle, ControllerError> {
     let voters = placed.config.voters();
     let alone = voters.len() == 1;
     let handle = placed
-        .open(&Arc::from(METADATA_TOPIC), key, config, voters)
+        .open(
+            &Arc::from(METADATA_TOPIC),
+            key,
+            config,
+            Members::of_founders(voters),
+        )
         .finish()
         .await
         .map_err(ControllerError::Open)?;

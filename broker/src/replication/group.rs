@@ -12,18 +12,22 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use protobuf::Message as _;
 use raft::eraftpb::{
-    ConfChangeV2, ConfState, Entry as RaftEntry, EntryType, HardState, Message, MessageType,
-    Snapshot,
+    ConfChangeV2, Entry as RaftEntry, EntryType, HardState, Message, MessageType, Snapshot,
 };
 use raft::{Config, INVALID_ID, ProgressState, RawNode, SnapshotStatus, StateRole};
 use streamgauge_protocol::batch::{BATCH_PREFIX_BYTES, BatchHeader, StampedBatch};
 use streamgauge_storage::log::Log;
 use streamgauge_storage::{RaftIndex, StorageError, Term};
 
-use super::followers::{Followers, Positions};
+use super::followers::Followers;
 use super::log_storage::{InternalKind, LogStorage, NotABatch, internal_kind, to_log_entry};
+use super::membership::{Membership, Target};
 use super::raft_logger;
 use super::start_here::{StartHere, StartHereError};
+
+mod members;
+
+pub use members::Member;
 
 /// A tick of Raft's clock, in milliseconds.
 pub const TICK_MS: i64 = 100;
@@ -32,6 +36,9 @@ pub const TICK_MS: i64 = 100;
 /// twice as many (Raft's randomised timeout).
 const ELECTION_TICKS: usize = 10;
 const HEARTBEAT_TICKS: usize = 3;
+
+/// A recovered log is searched for membership changes in pieces of so many entries.
+const STUBS_AT_ONCE_MAX: u64 = 4096;
 
 /// The same for a leader whose connection was lost, at most.
 const ELECTION_SOON_TICKS: usize = 4;
@@ -74,8 +81,8 @@ pub struct Progress {
     pub hard_state: Option<HardState>,
     /// The last entry that is now committed, if that moved.
     pub committed: Option<RaftIndex>,
-    /// To be saved: membership changed with the entries just committed.
-    pub conf_state: Option<ConfState>,
+    /// Membership changed with the entries just committed: the group's state is to be saved.
+    pub membership_changed: bool,
     /// To be sent. Those that must wait for a sync come from [`RaftGroup::persisted`].
     pub messages: Vec<Message>,
     /// What was proposed since the last turn is not in the log and will not be.
@@ -93,18 +100,7 @@ pub struct Progress {
 pub struct Parts {
     pub log: Log,
     pub hard_state: HardState,
-    pub conf_state: ConfState,
-    pub conf_index: u64,
-}
-
-/// What a leader knows of a member.
-#[derive(Debug, Clone, Copy)]
-pub struct Member {
-    pub raft_id: u64,
-    /// The last entry that it is known to hold.
-    pub matched: RaftIndex,
-    pub heard_ms_ago: Option<i64>,
-    pub caught_up_ms_ago: Option<i64>,
+    pub membership: Membership,
 }
 
 /// A Raft group over a partition's log.
@@ -133,6 +129,10 @@ pub struct RaftGroup {
     random: u64,
     /// Term and role for which the last one was drawn.
     drawn_for: (u64, StateRole),
+    /// The members that the group is to have.
+    target: Target,
+    /// The entry of the last step towards it, and its term.
+    step_under_way: Option<(Term, RaftIndex)>,
 }
 
 impl RaftGroup {
@@ -143,13 +143,30 @@ impl RaftGroup {
         raft_id: u64,
         log: &Log,
         hard_state: &HardState,
-        conf_state: &ConfState,
-    ) -> RaftIndex {
+        membership: &Membership,
+    ) -> Result<RaftIndex, StorageError> {
         let last = log.last_index();
-        match is_sole_voter(raft_id, conf_state) {
-            true => last,
-            false => RaftIndex(hard_state.commit.clamp(log.first_index().0 - 1, last.0)),
+        let known = RaftIndex(hard_state.commit.clamp(log.first_index().0 - 1, last.0));
+        if !membership.is_sole_voter(raft_id) {
+            return Ok(known);
         }
+        // Raft hands out again what changes the membership, and all that follows.
+        let mut from = RaftIndex(known.0 + 1);
+        while from <= last {
+            let end = RaftIndex(last.0.min(from.0 + STUBS_AT_ONCE_MAX) + 1);
+            let stubs = log.entry_stubs(from, end)?;
+            let changes = stubs.iter().find(|stub| {
+                let kind = stub.internal.as_ref().map(|(kind, _)| *kind);
+                let kind = kind.and_then(InternalKind::from_byte);
+                matches!(kind, Some(InternalKind::ConfChange | InternalKind::Settled))
+                    && stub.index.0 > membership.index
+            });
+            if let Some(change) = changes {
+                return Ok(RaftIndex(change.index.0 - 1));
+            }
+            from = end;
+        }
+        Ok(last)
     }
 
     /// Starts the group on a recovered log, all of which must be synced. `seed` draws its election
@@ -158,11 +175,10 @@ impl RaftGroup {
         let Parts {
             log,
             mut hard_state,
-            conf_state,
-            conf_index,
+            membership,
         } = parts;
-        let sole_voter = is_sole_voter(raft_id, &conf_state);
-        let committed = Self::recovered_commit(raft_id, &log, &hard_state, &conf_state);
+        let sole_voter = membership.is_sole_voter(raft_id);
+        let committed = Self::recovered_commit(raft_id, &log, &hard_state, &membership)?;
         hard_state.commit = committed.0;
         // A log that was written before its hard state was saved knows the later term.
         let last_term = log.term(log.last_index()).map_or(0, |term| term.0);
@@ -192,8 +208,7 @@ impl RaftGroup {
         let storage = LogStorage {
             log,
             hard_state,
-            conf_state,
-            conf_index,
+            membership,
         };
         let mut raw =
             RawNode::new(&config, storage, &raft_logger::logger()).map_err(GroupError::Start)?;
@@ -214,6 +229,8 @@ impl RaftGroup {
             ticks: 0,
             random: (seed ^ raft_id.rotate_left(32)) | 1,
             drawn_for: (0, StateRole::Follower),
+            target: Target::default(),
+            step_under_way: None,
         };
         group.draw_election_timeout();
         Ok(group)
@@ -253,9 +270,14 @@ impl RaftGroup {
     }
 
     /// Raft panics in a replica that stands for election while the start of its new log does not
-    /// count as applied.
+    /// count as applied, and in one that elects itself before its log is synced. One that joins again
+    /// does not know yet who votes.
     fn may_campaign(&self) -> bool {
+        let log = &self.raw.raft.raft_log;
+        let membership = self.membership();
         self.started_in.is_none()
+            && !membership.is_joining()
+            && (log.persisted == log.last_index() || !membership.is_sole_voter(self.raw.raft.id))
     }
 
     /// Raft sends nothing to a replica that it has told where to begin until it is told what came
@@ -320,12 +342,6 @@ impl RaftGroup {
         self.raw.report_unreachable(raft_id);
     }
 
-    /// Whether other replicas vote in this group.
-    pub fn has_peers(&self) -> bool {
-        let voters = self.raw.raft.prs().conf().voters();
-        voters.ids().iter().any(|id| id != self.raw.raft.id)
-    }
-
     /// Asks the group to be led by that replica. Proposals are refused until it is, or until the
     /// attempt is given up after an election timeout.
     pub fn transfer_to(&mut self, raft_id: u64) {
@@ -346,6 +362,9 @@ impl RaftGroup {
     /// Stands for election without waiting; asks first whether it would be elected (pre-vote).
     pub fn campaign(&mut self) {
         // An election that is under way already goes on.
+        if !self.may_campaign() {
+            return;
+        }
         if self.raw.raft.state == StateRole::Follower || self.ticks.is_multiple_of(3) {
             let _ = self.raw.campaign();
             self.changed();
@@ -374,89 +393,6 @@ impl RaftGroup {
         (id != INVALID_ID).then_some(id)
     }
 
-    fn observe_followers(&mut self) {
-        if !self.is_leader() {
-            return;
-        }
-        let raft = &self.raw.raft;
-        for (id, progress) in raft.prs().iter() {
-            let positions = positions(raft, progress);
-            self.followers.observe(*id, positions, self.ticks);
-        }
-    }
-
-    /// On a leader: the replicas that are heard of and keep up with the log, this one included.
-    /// What Kafka calls the in-sync replicas.
-    pub fn in_sync(&self) -> Vec<u64> {
-        self.in_sync_progress().map(|(id, _)| id).collect()
-    }
-
-    /// How many [`Self::in_sync`] has.
-    pub fn in_sync_count(&self) -> usize {
-        self.in_sync_progress().count()
-    }
-
-    fn in_sync_progress(&self) -> impl Iterator<Item = (u64, &raft::Progress)> {
-        let raft = &self.raw.raft;
-        let members = raft.prs().iter();
-        members
-            .filter(|(id, progress)| {
-                let positions = positions(raft, progress);
-                **id == raft.id || self.followers.is_in_sync(**id, positions, self.ticks)
-            })
-            .map(|(id, progress)| (*id, progress))
-    }
-
-    /// On a leader: the replica in sync, beside this one, that holds the most of the log.
-    pub fn successor(&self) -> Option<u64> {
-        let own = self.raw.raft.id;
-        self.in_sync_progress()
-            .filter(|(id, _)| *id != own)
-            .max_by_key(|(_, progress)| progress.matched)
-            .map(|(id, _)| id)
-    }
-
-    /// On a leader: what it knows of the voters, itself included.
-    pub fn members(&self) -> Vec<Member> {
-        let raft = &self.raw.raft;
-        let members = raft.prs().iter().map(|(id, progress)| {
-            let ages = match *id == raft.id {
-                true => Some((0, Some(0))),
-                false => self.followers.ages(*id, self.ticks),
-            };
-            let ms = |ticks: u64| i64::try_from(ticks).map_or(i64::MAX, |ticks| ticks * TICK_MS);
-            Member {
-                raft_id: *id,
-                matched: RaftIndex(progress.matched),
-                heard_ms_ago: ages.map(|(heard, _)| ms(heard)),
-                caught_up_ms_ago: ages.and_then(|(_, caught_up)| caught_up).map(ms),
-            }
-        });
-        let mut members: Vec<Member> = members.collect();
-        members.sort_by_key(|member| member.raft_id);
-        members
-    }
-
-    /// On a leader: how many replicas are known to hold that entry on disk.
-    pub fn holders_count(&self, index: RaftIndex) -> usize {
-        let members = self.raw.raft.prs();
-        let voters = members.conf().voters();
-        members
-            .iter()
-            .filter(|(id, progress)| voters.contains(**id) && progress.matched >= index.0)
-            .count()
-    }
-
-    /// How many replicas hold what is committed, at least.
-    pub fn majority(&self) -> usize {
-        self.voters_count() / 2 + 1
-    }
-
-    /// How many replicas vote.
-    pub fn voters_count(&self) -> usize {
-        self.raw.raft.prs().conf().voters().ids().len()
-    }
-
     pub fn log(&self) -> &Log {
         &self.raw.store().log
     }
@@ -474,19 +410,13 @@ impl RaftGroup {
         Parts {
             log: storage.log,
             hard_state,
-            conf_state: storage.conf_state,
-            conf_index: storage.conf_index,
+            membership: storage.membership,
         }
     }
 
-    /// The last membership change that the group's membership includes.
-    pub fn conf_index(&self) -> u64 {
-        self.raw.store().conf_index
-    }
-
     /// The members.
-    pub fn conf_state(&self) -> &ConfState {
-        &self.raw.store().conf_state
+    pub fn membership(&self) -> &Membership {
+        &self.raw.store().membership
     }
 
     /// What must be durable of the group beside its log.
@@ -565,6 +495,7 @@ impl RaftGroup {
         }
         let entries = std::mem::take(&mut self.proposals);
         if !self.is_leader() {
+            self.step_under_way = None;
             return Ok(false);
         }
         let mut message = Message {
@@ -575,7 +506,10 @@ impl RaftGroup {
         message.set_entries(entries.into());
         match self.raw.raft.step(message) {
             Ok(()) => Ok(true),
-            Err(raft::Error::ProposalDropped) => Ok(false),
+            Err(raft::Error::ProposalDropped) => {
+                self.step_under_way = None;
+                Ok(false)
+            }
             Err(error) => Err(GroupError::Propose(error)),
         }
     }
@@ -583,6 +517,21 @@ impl RaftGroup {
     /// Whether [`Self::drive`] has anything to do.
     pub fn has_ready(&self) -> bool {
         !self.proposals.is_empty() || self.raw.has_ready()
+    }
+
+    /// The membership that the log's replacement, which the next turn makes, will come with. It must be
+    /// durable before: the new log does not tell it, and the old one does not contradict it.
+    pub fn membership_to_come(&self, now_ms: i64) -> Option<Membership> {
+        let snapshot = self.raw.snap()?;
+        let metadata = snapshot.get_metadata();
+        let (index, term) = (RaftIndex(metadata.index), Term(metadata.term));
+        let start = StartHere::decode(index, term, &snapshot.data, now_ms).ok()?;
+        Some(Membership {
+            conf: metadata.get_conf_state().clone(),
+            index: start.conf_index,
+            settled: start.settled,
+            joins_after: self.membership().joins_after,
+        })
     }
 
     /// Takes what Raft has ready: appends its entries to the log, applies membership changes and
@@ -599,7 +548,7 @@ impl RaftGroup {
         let after_sync = ready.take_persisted_messages();
         if ready.snapshot().get_metadata().index > 0 {
             let start = self.start_anew(ready.snapshot(), now_ms)?;
-            progress.conf_state = Some(self.raw.store().conf_state.clone());
+            progress.membership_changed = true;
             progress.committed = Some(start.start.index);
             progress.started_anew = Some(Box::new(start));
         }
@@ -649,8 +598,12 @@ impl RaftGroup {
             &start.producers,
             now_ms,
         )?;
-        storage.conf_state = metadata.get_conf_state().clone();
-        storage.conf_index = start.conf_index;
+        storage.membership = Membership {
+            conf: metadata.get_conf_state().clone(),
+            index: start.conf_index,
+            settled: start.settled,
+            joins_after: storage.membership.joins_after,
+        };
         self.committed = index;
         Ok(start)
     }
@@ -714,15 +667,22 @@ impl RaftGroup {
         let last = RaftIndex(last.index);
         for entry in &committed {
             if entry.get_entry_type() == EntryType::EntryNormal {
-                if internal_kind(entry) == Some(InternalKind::LogStart)
-                    && let Some(offset) = entry.data.first_chunk()
-                {
-                    let offset = i64::from_be_bytes(*offset);
-                    progress.log_start_offset = progress.log_start_offset.max(Some(offset));
+                let payload = entry.data.first_chunk();
+                match (internal_kind(entry), payload) {
+                    (Some(InternalKind::LogStart), Some(offset)) => {
+                        let offset = i64::from_be_bytes(*offset);
+                        progress.log_start_offset = progress.log_start_offset.max(Some(offset));
+                    }
+                    (Some(InternalKind::Settled), Some(epoch)) => {
+                        let membership = &mut self.raw.mut_store().membership;
+                        membership.settled = membership.settled.max(u64::from_be_bytes(*epoch));
+                        progress.membership_changed = true;
+                    }
+                    _ => {}
                 }
                 continue;
             }
-            if entry.index <= self.raw.store().conf_index {
+            if entry.index <= self.membership().index {
                 // The leader's place to begin came with a membership that includes it.
                 continue;
             }
@@ -732,10 +692,15 @@ impl RaftGroup {
                 .raw
                 .apply_conf_change(&change)
                 .map_err(GroupError::Start)?;
-            let storage = self.raw.mut_store();
-            storage.conf_state = conf_state.clone();
-            storage.conf_index = entry.index;
-            progress.conf_state = Some(conf_state);
+            tracing::info!(
+                ?conf_state,
+                index = entry.index,
+                "the group's members changed"
+            );
+            let membership = &mut self.raw.mut_store().membership;
+            membership.conf = conf_state;
+            membership.index = entry.index;
+            progress.membership_changed = true;
         }
         self.raw.advance_apply_to(last.0);
         self.committed = last;
@@ -769,14 +734,6 @@ impl RaftGroup {
     }
 }
 
-fn positions(raft: &raft::Raft<LogStorage>, progress: &raft::Progress) -> Positions {
-    Positions {
-        matched: progress.matched,
-        last: raft.raft_log.last_index(),
-        committed: raft.raft_log.committed,
-    }
-}
-
 /// Whether the batches' own checksums are right: the connection between brokers does not check them.
 fn has_sound_batches(message: &Message) -> bool {
     message.entries.iter().all(
@@ -788,10 +745,6 @@ fn has_sound_batches(message: &Message) -> bool {
             _ => true,
         },
     )
-}
-
-fn is_sole_voter(raft_id: u64, conf_state: &ConfState) -> bool {
-    conf_state.voters == [raft_id] && conf_state.voters_outgoing.is_empty()
 }
 
 fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {

@@ -6,11 +6,13 @@
 //! and is read from there by consumers. Entries for followers are read in full.
 
 use bytes::Bytes;
-use raft::eraftpb::{ConfState, Entry as RaftEntry, EntryType, HardState, Snapshot};
+use raft::eraftpb::{Entry as RaftEntry, EntryType, HardState, Snapshot};
 use raft::{GetEntriesContext, RaftState, Storage, StorageError as RaftStorageError};
 use streamgauge_protocol::batch::{BATCH_PREFIX_BYTES, StampedBatch};
 use streamgauge_storage::log::{Entry, EntryStub, Log};
 use streamgauge_storage::{RaftIndex, Term};
+
+use super::membership::Membership;
 
 /// What an internal frame of the log stands for; the byte is on disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,6 +23,8 @@ pub enum InternalKind {
     ConfChange = 1,
     /// The log start offset moves up to the offset in the payload (`DeleteRecords`).
     LogStart = 2,
+    /// The members are those of the assignment whose epoch is the payload.
+    Settled = 3,
 }
 
 impl InternalKind {
@@ -29,6 +33,7 @@ impl InternalKind {
             0 => Some(Self::NoOp),
             1 => Some(Self::ConfChange),
             2 => Some(Self::LogStart),
+            3 => Some(Self::Settled),
             _ => None,
         }
     }
@@ -38,9 +43,7 @@ impl InternalKind {
 pub struct LogStorage {
     pub log: Log,
     pub hard_state: HardState,
-    pub conf_state: ConfState,
-    /// The last membership change that `conf_state` includes.
-    pub conf_index: u64,
+    pub membership: Membership,
 }
 
 /// An entry of Raft's is not one of ours.
@@ -132,6 +135,10 @@ fn fill_internal(entry: &mut RaftEntry, kind: u8, payload: Bytes) {
             entry.context = Bytes::from_static(&[InternalKind::LogStart as u8]);
             entry.data = payload;
         }
+        Some(InternalKind::Settled) => {
+            entry.context = Bytes::from_static(&[InternalKind::Settled as u8]);
+            entry.data = payload;
+        }
         Some(InternalKind::NoOp) | None => {}
     }
 }
@@ -140,7 +147,7 @@ impl Storage for LogStorage {
     fn initial_state(&self) -> raft::Result<RaftState> {
         Ok(RaftState::new(
             self.hard_state.clone(),
-            self.conf_state.clone(),
+            self.membership.conf.clone(),
         ))
     }
 
@@ -194,7 +201,7 @@ impl Storage for LogStorage {
 
     fn snapshot(&self, _request_index: u64, _to: u64) -> raft::Result<Snapshot> {
         let start = self.log.start();
-        let data = match super::start_here::encode(&self.log, self.conf_index) {
+        let data = match super::start_here::encode(&self.log, &self.membership) {
             Ok(data) => data,
             Err(error) => {
                 tracing::warn!(%error, "a replica that is far behind cannot be told where to begin");
@@ -210,7 +217,7 @@ impl Storage for LogStorage {
         let metadata = snapshot.mut_metadata();
         metadata.index = start.index.0;
         metadata.term = start.term.0;
-        metadata.set_conf_state(self.conf_state.clone());
+        metadata.set_conf_state(self.membership.conf.clone());
         Ok(snapshot)
     }
 }

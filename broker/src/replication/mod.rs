@@ -7,6 +7,7 @@
 mod followers;
 pub mod group;
 pub mod log_storage;
+pub mod membership;
 mod raft_logger;
 pub mod start_here;
 pub mod wire;

@@ -2,8 +2,8 @@
 //! begin, and what is known of the producers. It is the data of Raft's snapshot message.
 //!
 //! ```text
-//! version u8 = 1 | offset after the snapshot's entry i64 | log start offset i64 |
-//! last membership change included u64 | producers' offset i64 | producer snapshot, to the end
+//! version u8 = 2 | offset after the snapshot's entry i64 | log start offset i64 |
+//! last membership change included u64 | last assignment reached u64 | producers' offset i64 | producer snapshot, to the end
 //! ```
 //!
 //! Numbers are big-endian. Index and term of the entry stand in the snapshot's metadata. The
@@ -14,8 +14,10 @@ use streamgauge_storage::log::{Log, LogStart};
 use streamgauge_storage::producer_state::{ProducerState, SnapshotError};
 use streamgauge_storage::{RaftIndex, StorageError, Term};
 
-const VERSION: u8 = 1;
-const FIXED_BYTES: usize = 1 + 4 * 8;
+use super::membership::Membership;
+
+const VERSION: u8 = 2;
+const FIXED_BYTES: usize = 1 + 5 * 8;
 
 /// Where a replica is to begin.
 #[derive(Debug, Clone)]
@@ -24,6 +26,8 @@ pub struct StartHere {
     pub log_start_offset: i64,
     /// The last membership change that the snapshot's membership includes.
     pub conf_index: u64,
+    /// The epoch of the last assignment that the group has reached.
+    pub settled: u64,
     pub producers: ProducerState,
 }
 
@@ -37,7 +41,7 @@ pub enum StartHereError {
 }
 
 /// The message's data for the log as it is.
-pub fn encode(log: &Log, conf_index: u64) -> Result<Vec<u8>, StorageError> {
+pub fn encode(log: &Log, membership: &Membership) -> Result<Vec<u8>, StorageError> {
     let start = log.start();
     let (producers_offset, producers) = match log.newest_producer_snapshot()? {
         Some(newest) => newest,
@@ -47,7 +51,8 @@ pub fn encode(log: &Log, conf_index: u64) -> Result<Vec<u8>, StorageError> {
     bytes.push(VERSION);
     bytes.extend(start.offset.to_be_bytes());
     bytes.extend(log.log_start_offset().to_be_bytes());
-    bytes.extend(conf_index.to_be_bytes());
+    bytes.extend(membership.index.to_be_bytes());
+    bytes.extend(membership.settled.to_be_bytes());
     bytes.extend(producers_offset.to_be_bytes());
     bytes.extend(producers);
     Ok(bytes)
@@ -74,6 +79,7 @@ impl StartHere {
         let offset = number()?;
         let log_start_offset = number()?;
         let conf_index = number()? as u64;
+        let settled = number()? as u64;
         let producers_offset = number()?;
         if offset < 0 || log_start_offset < offset || producers_offset < offset {
             return Err(StartHereError::Unreadable);
@@ -86,6 +92,7 @@ impl StartHere {
             },
             log_start_offset,
             conf_index,
+            settled,
             producers: ProducerState::from_snapshot(rest, producers_offset, now_ms)?,
         })
     }
@@ -98,13 +105,14 @@ mod tests {
     #[test]
     fn what_is_cut_short_is_refused() {
         let mut bytes = vec![VERSION];
-        for number in [10i64, 12, 0, 15] {
+        for number in [10i64, 12, 0, 4, 15] {
             bytes.extend(number.to_be_bytes());
         }
         bytes.extend(ProducerState::new().to_snapshot());
         let decode = |bytes: &[u8]| StartHere::decode(RaftIndex(7), Term(2), bytes, 0);
         let read = decode(&bytes).unwrap();
         assert_eq!((read.start.offset, read.log_start_offset), (10, 12));
+        assert_eq!(read.settled, 4);
         assert_eq!(read.producers.committed_end_offset(), 15);
         for length in 0..bytes.len() - 4 {
             assert!(decode(&bytes[..length]).is_err(), "{length} bytes");

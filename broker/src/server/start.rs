@@ -235,6 +235,9 @@ pub async fn start(config: BrokerConfig) -> Result<RunningBroker, ServeError> {
     writing.push(tokio::spawn(Arc::clone(&broker).follow_leadership()));
     writing.push(tokio::spawn(cluster::announce(Arc::clone(&broker))));
     writing.push(tokio::spawn(Arc::clone(&broker).balance_leaders()));
+    writing.push(tokio::spawn(cluster::reassignments::report(Arc::clone(
+        &broker,
+    ))));
     let jobs = start_jobs(&broker).map_err(ServeError::Threads)?;
     let accepting = tokio::spawn(accept::run(Arc::clone(&broker), socket, stopping));
     tracing::info!(

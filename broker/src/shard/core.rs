@@ -6,7 +6,7 @@
 //! shard answers at once. The clock is an argument; files are reached through [`Disk`] only.
 
 use std::collections::HashMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use raft::eraftpb::{ConfState, HardState, Message};
@@ -22,6 +22,7 @@ use super::event::{
 use super::partition::{Partition, ReadyToken, log_config};
 use super::view::{PartitionKey, PartitionView};
 use crate::replication::group::{Parts, RaftGroup};
+use crate::replication::membership::Membership;
 use crate::replication::{broker_id, raft_id};
 
 /// How often a partition notes how far its log is durable, in milliseconds.
@@ -70,6 +71,8 @@ pub struct Shard {
     under_way: Option<Round>,
     rounds: u64,
     has_peers: bool,
+    /// A sync failed: nothing may rest on what is written from here on.
+    has_failed: bool,
     next_maintenance_ms: i64,
     next_recovery_points_ms: i64,
 }
@@ -98,6 +101,7 @@ impl Shard {
             under_way: None,
             rounds: 0,
             has_peers: false,
+            has_failed: false,
         })
     }
 
@@ -152,10 +156,24 @@ impl Shard {
                     partition.configure(config);
                 }
             }
-            Event::Delete { partition, reply } => {
-                self.delete_partition(partition);
+            Event::Assign { partition, target } => {
+                if let Some(partition) = self.partition(partition) {
+                    partition.aim_at(target);
+                }
+            }
+            Event::Delete {
+                partition,
+                lives_on,
+                reply,
+            } => {
+                self.delete_partition(partition, lives_on);
                 let _ = reply.send(());
             }
+            Event::RemoveLeftovers {
+                key,
+                directory,
+                epoch,
+            } => self.remove_leftovers(key, &directory, epoch),
             Event::Raft { messages } => self.step(messages),
             Event::Unreachable { broker, groups } => {
                 for group in groups {
@@ -228,12 +246,20 @@ impl Shard {
             if !partition.has_ready() {
                 return;
             }
-            let turn = partition.drive(now_ms);
             let key = partition.view.key();
-            self.has_peers |= turn
-                .state
-                .as_ref()
-                .is_some_and(|state| state.voters.len() > 1);
+            if let Some(state) = partition.state_to_come(now_ms)
+                && let Err(error) = self.save_now(key, state)
+            {
+                if let Some(partition) = self.partition(id) {
+                    partition.state_not_saved(&error, now_ms);
+                }
+                return;
+            }
+            let Some(partition) = self.partition(id) else {
+                return;
+            };
+            let turn = partition.drive(now_ms);
+            self.has_peers |= partition.has_peers();
             if let Some(state) = turn.state
                 && let Err(error) = self.hard_states.put(group_key(key), state)
             {
@@ -247,6 +273,28 @@ impl Shard {
             }
             self.post(key, turn.messages);
             self.gather(id, turn.ready, turn.sync);
+        }
+    }
+
+    /// Makes a group's state durable before anything else happens.
+    fn save_now(&mut self, key: PartitionKey, state: SavedState) -> Result<(), StorageError> {
+        self.hard_states.put(group_key(key), state)?;
+        let synced = match self.hard_states.sync_ticket() {
+            Some(ticket) => ticket.run(),
+            None => Ok(()),
+        };
+        if let Err(error) = &synced {
+            self.fail_all(&error.to_string());
+        }
+        synced
+    }
+
+    /// A sync failed. Which pages reached the disk is unknown, and the kernel may have marked them
+    /// clean: a second sync that succeeds would prove nothing.
+    fn fail_all(&mut self, reason: &str) {
+        self.has_failed = true;
+        for partition in self.partitions.iter_mut().flatten() {
+            partition.fail(reason);
         }
     }
 
@@ -301,11 +349,7 @@ impl Shard {
             return;
         };
         if let Err(reason) = result {
-            // Which pages reached the disk is unknown, and the kernel may have marked them clean:
-            // a second sync that succeeds would prove nothing.
-            for partition in self.partitions.iter_mut().flatten() {
-                partition.fail(&reason);
-            }
+            self.fail_all(&reason);
             return;
         }
         for (id, settled) in round.readies {
@@ -331,19 +375,18 @@ impl Shard {
             };
             partition.tick(now_ms);
             // A round under way may hold the files of a suspended log, and could still fail.
-            if quiet && let Some(state) = partition.resume(now_ms) {
-                let group = group_key(partition.view.key());
+            let key = partition.view.key();
+            if quiet
+                && let Some(state) = partition.resume(now_ms)
                 // What was put aside with the group may not have been written.
-                let saved = self.hard_states.put(group, state).and_then(|()| {
-                    match self.hard_states.sync_ticket() {
-                        Some(ticket) => ticket.run(),
-                        None => Ok(()),
-                    }
-                });
-                if let Err(error) = saved {
-                    partition.state_not_saved(&error, now_ms);
-                }
+                && let Err(error) = self.save_now(key, state)
+                && let Some(partition) = self.partitions.get_mut(id).and_then(Option::as_mut)
+            {
+                partition.state_not_saved(&error, now_ms);
             }
+            let Some(partition) = self.partitions.get_mut(id).and_then(Option::as_mut) else {
+                continue;
+            };
             let sync = partition.flush_overdue(now_ms);
             let (has_ready, id) = (
                 partition.has_ready(),
@@ -390,12 +433,14 @@ impl Shard {
             topic,
             directory,
             config,
-            replicas,
+            founders,
+            target,
             reply,
         } = open;
         let id = PartitionId(u32::try_from(self.partitions.len()).unwrap_or(u32::MAX));
-        let result = self.start_partition(key, topic, directory, config, &replicas, now_ms);
-        let opened = result.map(|partition| {
+        let result = self.start_partition(key, topic, directory, config, &founders, now_ms);
+        let opened = result.map(|mut partition| {
+            partition.aim_at(target);
             self.by_key.insert(key, id);
             let view = Arc::clone(&partition.view);
             self.partitions.push(Some(partition));
@@ -412,17 +457,28 @@ impl Shard {
         topic: Arc<str>,
         directory: PathBuf,
         config: Arc<crate::config::TopicConfig>,
-        replicas: &[i32],
+        founders: &[i32],
         now_ms: i64,
     ) -> Result<Partition, StorageError> {
+        if self.has_failed {
+            return Err(StorageError::Failed);
+        }
         let log_config = log_config(&config);
         let topic_id = crate::ids::to_base64(key.topic_id);
         let exists = self.disk.exists(&directory)?;
-        if exists && Log::topic_id(&*self.disk, &directory).as_ref() != Some(&topic_id) {
-            // What a topic of the same name left, or a creation that a crash interrupted: this
-            // topic has never written here.
-            tracing::warn!(%topic, partition = key.index, "removed files of another topic");
-            self.disk.remove_dir_all(&directory)?;
+        let saved = self.hard_states.get(group_key(key)).cloned();
+        let was_removed = saved.as_ref().is_some_and(|saved| saved.voters.is_empty());
+        let is_other = Log::topic_id(&*self.disk, &directory).as_ref() != Some(&topic_id);
+        if exists && (was_removed || is_other) {
+            // What a topic of the same name left, a creation that a crash interrupted, or a replica
+            // that was moved away: this one has never written here.
+            tracing::warn!(
+                %topic,
+                partition = key.index,
+                was_removed,
+                "removed files that do not count any more"
+            );
+            Log::remove(&*self.disk, &directory)?;
         }
         let exists = self.disk.exists(&directory)?;
         let log = if exists {
@@ -456,24 +512,21 @@ impl Shard {
                 now_ms,
             )?
         };
-        let saved = self.hard_states.get(group_key(key)).cloned();
-        let saved = saved.unwrap_or_default();
-        let conf_index = saved.conf_index;
-        let (hard_state, conf_state) = restored(&saved);
-        let conf_state = if conf_state.voters.is_empty() {
-            ConfState {
-                voters: replicas.iter().map(|broker| raft_id(*broker)).collect(),
-                ..ConfState::default()
-            }
-        } else {
-            conf_state
-        };
-        let own_id = raft_id(self.settings.broker_id);
-        let committed = RaftGroup::recovered_commit(own_id, &log, &hard_state, &conf_state);
-        let producers = log.recover_producers(log.offset_after(committed)?, now_ms)?;
-        if conf_state.voters.iter().any(|voter| *voter != own_id) {
-            self.has_peers = true;
+        let mut saved = saved.unwrap_or_default();
+        if saved.voters.is_empty() {
+            // One that joins later learns from the log, or from where it is told to begin, who has
+            // come and gone since, itself among them. Until then it votes for nobody but who asks.
+            saved.voters = founders.iter().map(|broker| raft_id(*broker)).collect();
         }
+        if was_removed {
+            // From here on its files count again.
+            self.save_now(key, saved.clone())?;
+        }
+        let (hard_state, membership) = restored(&saved);
+        let own_id = raft_id(self.settings.broker_id);
+        let committed = RaftGroup::recovered_commit(own_id, &log, &hard_state, &membership)?;
+        let producers = log.recover_producers(log.offset_after(committed)?, now_ms)?;
+        self.has_peers |= membership.has_others(own_id);
         let high_watermark = log.log_start_offset();
         let view = Arc::new(PartitionView::new(key, log.reader(), high_watermark));
         Partition::start(
@@ -485,12 +538,11 @@ impl Shard {
             self.settings.seed
                 ^ (key.topic_id.as_u128() as u64)
                 ^ u64::from(key.index.unsigned_abs()),
-            replicas.first() == Some(&self.settings.broker_id),
+            founders.first() == Some(&self.settings.broker_id),
             Parts {
                 log,
                 hard_state,
-                conf_state,
-                conf_index,
+                membership,
             },
             producers,
             now_ms,
@@ -498,7 +550,7 @@ impl Shard {
         .map_err(|error| StorageError::Raft(error.to_string()))
     }
 
-    fn delete_partition(&mut self, id: PartitionId) {
+    fn delete_partition(&mut self, id: PartitionId, lives_on: Option<u64>) {
         let Some(partition) = self
             .partitions
             .get_mut(id.0 as usize)
@@ -509,12 +561,49 @@ impl Shard {
         let key = partition.view.key();
         self.by_key.remove(&key);
         let directory = partition.directory.clone();
-        partition.delete();
-        if let Err(error) = self.hard_states.remove(group_key(key)) {
-            tracing::warn!(%error, "raft state of a deleted partition was not removed");
+        partition.delete(lives_on.is_some());
+        self.remove_files(key, &directory, lives_on);
+    }
+
+    /// Finishes a removal that a crash interrupted.
+    fn remove_leftovers(&mut self, key: PartitionKey, directory: &Path, epoch: u64) {
+        let topic_id = crate::ids::to_base64(key.topic_id);
+        let is_left = Log::topic_id(&*self.disk, directory).as_ref() == Some(&topic_id);
+        if is_left && !self.by_key.contains_key(&key) {
+            self.remove_files(key, directory, Some(epoch));
+        }
+    }
+
+    fn remove_files(&mut self, key: PartitionKey, directory: &Path, lives_on: Option<u64>) {
+        let saved = match lives_on {
+            Some(_) if self.has_failed => Err(StorageError::Failed),
+            Some(epoch) => {
+                // Its vote counts still. Members it has none until it is founded again.
+                let state = self.hard_states.get(group_key(key));
+                let vote = SavedState {
+                    term: state.map_or(0, |state| state.term),
+                    vote: state.map_or(0, |state| state.vote),
+                    joins_after: epoch,
+                    ..SavedState::default()
+                };
+                self.save_now(key, vote)
+            }
+            None => self.hard_states.remove(group_key(key)),
+        };
+        if let Err(error) = saved {
+            tracing::error!(directory = %directory.display(), %error, "a replica's files remain");
+            return;
         }
         // Readers that hold mappings keep what they have; the names go away at once.
-        if let Err(error) = self.disk.remove_dir_all(&directory) {
+        let removed = match lives_on {
+            Some(_) => Log::remove(&*self.disk, directory),
+            // The topic's id does not come back.
+            None => self
+                .disk
+                .remove_dir_all(directory)
+                .map_err(StorageError::from),
+        };
+        if let Err(error) = removed {
             tracing::warn!(directory = %directory.display(), %error, "deleted partition's files remain");
         }
     }
@@ -556,14 +645,14 @@ fn group_key(key: PartitionKey) -> GroupKey {
     }
 }
 
-fn restored(saved: &SavedState) -> (HardState, ConfState) {
+fn restored(saved: &SavedState) -> (HardState, Membership) {
     let hard_state = HardState {
         term: saved.term,
         vote: saved.vote,
         commit: saved.commit,
         ..HardState::default()
     };
-    let conf_state = ConfState {
+    let conf = ConfState {
         voters: saved.voters.clone(),
         learners: saved.learners.clone(),
         voters_outgoing: saved.voters_outgoing.clone(),
@@ -571,5 +660,11 @@ fn restored(saved: &SavedState) -> (HardState, ConfState) {
         auto_leave: saved.auto_leave,
         ..ConfState::default()
     };
-    (hard_state, conf_state)
+    let membership = Membership {
+        conf,
+        index: saved.conf_index,
+        settled: saved.settled,
+        joins_after: saved.joins_after,
+    };
+    (hard_state, membership)
 }

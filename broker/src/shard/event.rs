@@ -12,6 +12,7 @@ use tokio::sync::oneshot;
 
 use super::view::{PartitionKey, PartitionView};
 use crate::config::TopicConfig;
+use crate::replication::membership::Target;
 
 /// Names a partition within its shard. Never given out twice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -81,8 +82,11 @@ pub struct OpenPartition {
     pub topic: Arc<str>,
     pub directory: PathBuf,
     pub config: Arc<TopicConfig>,
-    /// Broker ids of the replicas.
-    pub replicas: Vec<i32>,
+    /// Broker ids of the replicas that the partition was created with. They alone are enough to
+    /// elect its first leader.
+    pub founders: Vec<i32>,
+    /// The members that the group is to have now.
+    pub target: Target,
     pub reply: oneshot::Sender<Result<OpenedPartition, StorageError>>,
 }
 
@@ -103,6 +107,8 @@ pub struct EpochEnd {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ReplicaPosition {
     pub broker: i32,
+    /// It has a vote.
+    pub is_voter: bool,
     /// -1 if not known.
     pub log_end_offset: i64,
     pub heard_ms_ago: Option<i64>,
@@ -139,10 +145,25 @@ pub enum Event {
         partition: PartitionId,
         config: Arc<TopicConfig>,
     },
-    /// Forgets the partition and removes its files.
+    /// The members of the group are to be others.
+    Assign {
+        partition: PartitionId,
+        target: Target,
+    },
+    /// Forgets the partition and removes its files; not its vote if the partition lives on
+    /// elsewhere, and this replica may be wanted again.
     Delete {
         partition: PartitionId,
+        /// The epoch of the assignment that does without this replica.
+        lives_on: Option<u64>,
         reply: oneshot::Sender<()>,
+    },
+    /// A replica that is not here any more may have left files.
+    RemoveLeftovers {
+        key: PartitionKey,
+        directory: PathBuf,
+        /// As in [`Event::Delete`].
+        epoch: u64,
     },
     /// Raft messages from another broker.
     Raft {

@@ -12,6 +12,7 @@ use super::event::{
 };
 use super::view::PartitionView;
 use crate::config::TopicConfig;
+use crate::replication::membership::Target;
 use streamgauge_storage::producer_state::ProducerEntry;
 
 /// Sends events to one shard. The mailbox has no bound of its own: what producers put into it is
@@ -123,10 +124,21 @@ impl PartitionHandle {
         });
     }
 
-    pub async fn delete(&self) {
+    /// The members of the partition's group are to be these.
+    pub fn assign(&self, target: Target) {
+        self.shard.send(Event::Assign {
+            partition: self.id,
+            target,
+        });
+    }
+
+    /// Removes this replica, of a partition that is gone, or that lives on elsewhere by the assignment
+    /// of that epoch.
+    pub async fn delete(&self, lives_on: Option<u64>) {
         let (reply, answer) = oneshot::channel();
         self.shard.send(Event::Delete {
             partition: self.id,
+            lives_on,
             reply,
         });
         // A shard that has stopped has nothing left to delete.

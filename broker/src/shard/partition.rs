@@ -22,6 +22,7 @@ use super::view::PartitionView;
 use crate::config::{Flush, TimestampType, TopicConfig};
 use crate::replication::broker_id;
 use crate::replication::group::{GroupError, Parts, Progress, RaftGroup};
+use crate::replication::membership::{Membership, Target};
 
 /// How long a partition that the disk refused waits before it tries again, in milliseconds.
 const RETRY_AFTER_MS: i64 = 1_000;
@@ -84,6 +85,7 @@ pub struct Partition {
     is_preferred: bool,
     /// Led from here, and the answers that wait are this leader's.
     leads: bool,
+    target: Target,
     life: Life,
     incarnation: u32,
     producers: ProducerState,
@@ -130,6 +132,7 @@ impl Partition {
             seed,
             is_preferred,
             leads: false,
+            target: Target::default(),
             life: Life::Running(Box::new(group)),
             incarnation: 0,
             producers,
@@ -313,7 +316,7 @@ impl Partition {
             }
             self.view.publish_change();
         }
-        let save = progress.hard_state.is_some() || progress.conf_state.is_some();
+        let save = progress.hard_state.is_some() || progress.membership_changed;
         turn.state = save.then(|| saved_state(group));
         if let Some(number) = progress.ready_number {
             let relaxed = match self.config.flush {
@@ -348,8 +351,42 @@ impl Partition {
             self.apply(committed, now_ms);
             self.answer_deletes(committed);
         }
+        if progress.membership_changed {
+            self.publish_settled();
+        }
         self.settle_leadership();
         turn
+    }
+
+    /// The members that the group is to have.
+    pub fn aim_at(&mut self, target: Target) {
+        if target.epoch > self.target.epoch {
+            self.target = target;
+        }
+        if let Life::Running(group) = &mut self.life {
+            group.aim_at(self.target.clone());
+        }
+        self.publish_settled();
+    }
+
+    fn publish_settled(&self) {
+        if let Life::Running(group) = &self.life {
+            self.view.publish_settled(group.membership().settled);
+        }
+    }
+
+    /// What must be durable before the next turn: it will replace the log by one that begins later.
+    pub fn state_to_come(&self, now_ms: i64) -> Option<SavedState> {
+        let Life::Running(group) = &self.life else {
+            return None;
+        };
+        let membership = group.membership_to_come(now_ms)?;
+        Some(saved_with(group, &membership))
+    }
+
+    /// Whether others take part in the group.
+    pub fn has_peers(&self) -> bool {
+        matches!(&self.life, Life::Running(group) if group.has_peers())
     }
 
     /// What was proposed last did not get into the log. Whoever waits asks again, perhaps for what
@@ -406,13 +443,16 @@ impl Partition {
         }
     }
 
-    /// Raft's clock moves on. A group of one voter has nothing to wait for.
+    /// Raft's clock moves on. A leader without others has nothing to wait for.
     pub fn tick(&mut self, now_ms: i64) {
         self.refuse_overdue(now_ms);
         let Life::Running(group) = &mut self.life else {
             return;
         };
-        if !group.has_peers() {
+        if let Err(error) = group.pursue() {
+            tracing::warn!(topic = %self.topic, %error, "the group's members could not be changed");
+        }
+        if !group.has_peers() && group.is_leader() {
             return;
         }
         group.tick();
@@ -466,6 +506,7 @@ impl Partition {
             let is_own = member.raft_id == self.raft_id;
             ReplicaPosition {
                 broker: broker_id(member.raft_id),
+                is_voter: member.is_voter,
                 log_end_offset: match is_own {
                     true => log.next_offset(),
                     false => log.offset_after(member.matched).unwrap_or(-1),
@@ -477,10 +518,10 @@ impl Partition {
         Some(replicas.collect())
     }
 
-    /// What the group must not forget, if it runs and others take part in it.
+    /// What the group must not forget, if it runs.
     pub fn saved_state(&self) -> Option<SavedState> {
         match &self.life {
-            Life::Running(group) if group.has_peers() => Some(saved_state(group)),
+            Life::Running(group) => Some(saved_state(group)),
             _ => None,
         }
     }
@@ -635,6 +676,10 @@ impl Partition {
     /// The disk refused a write. The log is as it was before; what Raft held in memory beyond it
     /// is dropped, and those who wait are told. The group starts anew on the log once it can write.
     fn suspend(&mut self, error: &GroupError, now_ms: i64) {
+        if !matches!(self.life, Life::Running(_)) {
+            // A sync that failed has ended more than this write.
+            return;
+        }
         if self.log().is_some_and(Log::has_failed) {
             // Not a disk that was full: what its files hold is not known.
             self.fail(&error.to_string());
@@ -691,7 +736,8 @@ impl Partition {
             return None;
         };
         match RaftGroup::start(self.raft_id, *parts, self.seed) {
-            Ok(group) => {
+            Ok(mut group) => {
+                group.aim_at(self.target.clone());
                 // Whether it can write is seen when it writes its term's first entry.
                 let committed = group.committed();
                 self.next_offset = group.log().next_offset();
@@ -850,8 +896,11 @@ impl Partition {
     }
 
     /// Stops serving; the files are the caller's to remove.
-    pub fn delete(mut self) {
-        self.fail_pending("the topic was deleted");
+    pub fn delete(mut self, lives_on: bool) {
+        match lives_on {
+            true => self.refuse_pending(&AppendError::NotLeader),
+            false => self.fail_pending("the topic was deleted"),
+        }
         self.view.publish_deleted();
     }
 }
@@ -876,13 +925,19 @@ impl From<ProducerStateError> for AppendError {
 }
 
 fn saved_state(group: &RaftGroup) -> SavedState {
-    let (hard_state, conf_state) = (group.hard_state(), group.conf_state());
+    saved_with(group, group.membership())
+}
+
+fn saved_with(group: &RaftGroup, membership: &Membership) -> SavedState {
+    let (hard_state, conf_state) = (group.hard_state(), &membership.conf);
     SavedState {
         term: hard_state.term,
         vote: hard_state.vote,
         // What has been applied: a restart goes on from there.
         commit: group.committed().0,
-        conf_index: group.conf_index(),
+        conf_index: membership.index,
+        settled: membership.settled,
+        joins_after: membership.joins_after,
         voters: conf_state.voters.clone(),
         learners: conf_state.learners.clone(),
         voters_outgoing: conf_state.voters_outgoing.clone(),

@@ -14,6 +14,7 @@ use super::event::{
 };
 use super::view::{PartitionKey, PartitionView};
 use crate::config::{ConfigLoader, TopicConfig};
+use crate::replication::membership::Target;
 
 const NODES: i32 = 3;
 
@@ -139,7 +140,8 @@ fn start_node(directory: &std::path::Path, node: i32, config: &Arc<TopicConfig>)
         topic: Arc::from("t"),
         directory: PathBuf::from(directory).join("t-0"),
         config: Arc::clone(config),
-        replicas: (0..NODES).collect(),
+        founders: (0..NODES).collect(),
+        target: Target::default(),
         reply,
     };
     shard.handle(Event::Open(Box::new(open)), 0);

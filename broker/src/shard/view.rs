@@ -3,7 +3,7 @@
 //! The shard is the only writer. Readers load positions with acquire ordering and read the log's
 //! files directly; a position is published only after the bytes below it are.
 
-use std::sync::atomic::{AtomicBool, AtomicI32, AtomicI64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use arc_swap::ArcSwap;
@@ -28,6 +28,8 @@ pub struct PartitionView {
     /// On the leader; broker ids.
     in_sync: ArcSwap<Vec<i32>>,
     leader_epoch: AtomicI32,
+    /// The epoch of the last assignment that the group has reached.
+    settled: AtomicU64,
     /// Led from here, and the first entry of the leader's term is committed.
     serving: AtomicBool,
     deleted: AtomicBool,
@@ -44,6 +46,7 @@ impl PartitionView {
             leader: AtomicI32::new(-1),
             in_sync: ArcSwap::default(),
             leader_epoch: AtomicI32::new(-1),
+            settled: AtomicU64::new(0),
             serving: AtomicBool::new(false),
             deleted: AtomicBool::new(false),
             waiters: Waiters::default(),
@@ -93,6 +96,16 @@ impl PartitionView {
     /// The Raft term of the leader less one, or -1 before the first election.
     pub fn leader_epoch(&self) -> i32 {
         self.leader_epoch.load(Ordering::Acquire)
+    }
+
+    /// The epoch of the last assignment whose members the group has.
+    pub fn settled(&self) -> u64 {
+        self.settled.load(Ordering::Acquire)
+    }
+
+    pub(super) fn publish_settled(&self, epoch: u64) {
+        self.settled.store(epoch, Ordering::Release);
+        self.waiters.notify();
     }
 
     /// Whether this broker may answer for the partition as its leader.

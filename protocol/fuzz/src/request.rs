@@ -36,6 +36,8 @@ macro_rules! with_request_type {
             37 => $function::<m::CreatePartitionsRequest>($($argument),*),
             42 => $function::<m::DeleteGroupsRequest>($($argument),*),
             43 => $function::<m::ElectLeadersRequest>($($argument),*),
+            45 => $function::<m::AlterPartitionReassignmentsRequest>($($argument),*),
+            46 => $function::<m::ListPartitionReassignmentsRequest>($($argument),*),
             44 => $function::<m::IncrementalAlterConfigsRequest>($($argument),*),
             47 => $function::<m::OffsetDeleteRequest>($($argument),*),
             55 => $function::<m::DescribeQuorumRequest>($($argument),*),

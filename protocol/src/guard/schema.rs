@@ -75,6 +75,8 @@ pub(super) fn fields(api_key: i16) -> Option<&'static [Field]> {
         42 => DELETE_GROUPS,
         43 => ELECT_LEADERS,
         44 => INCREMENTAL_ALTER_CONFIGS,
+        45 => ALTER_PARTITION_REASSIGNMENTS,
+        46 => LIST_PARTITION_REASSIGNMENTS,
         47 => OFFSET_DELETE,
         55 => DESCRIBE_QUORUM,
         60 => DESCRIBE_CLUSTER,
@@ -392,6 +394,26 @@ const INCREMENTAL_ALTER_CONFIGS: &[Field] = &[
         ]), // configs
     ]), // resources
     fixed(1), // validate_only
+];
+
+const ALTER_PARTITION_REASSIGNMENTS: &[Field] = &[
+    fixed(4),          // timeout_ms
+    fixed(1).since(1), // allow_replication_factor_change
+    array(&[
+        text(), // name
+        array(&[
+            fixed(4),   // partition_index
+            numbers(4), // replicas
+        ]), // partitions
+    ]), // topics
+];
+
+const LIST_PARTITION_REASSIGNMENTS: &[Field] = &[
+    fixed(4), // timeout_ms
+    array(&[
+        text(),     // name
+        numbers(4), // partition_indexes
+    ]), // topics
 ];
 
 const OFFSET_DELETE: &[Field] = &[

@@ -31,9 +31,17 @@ fn states_are_there_after_reopening_and_removed_ones_are_not() {
     states.put(key(1), state(2)).unwrap();
     states.put(key(0), state(3)).unwrap();
     states.remove(key(1)).unwrap();
+    let settled = SavedState {
+        settled: 7,
+        joins_after: 9,
+        learners: vec![4],
+        ..state(4)
+    };
+    states.put(key(2), settled.clone()).unwrap();
     let states = open(&disk);
     assert_eq!(states.get(key(0)), Some(&state(3)));
     assert_eq!(states.get(key(1)), None);
+    assert_eq!(states.get(key(2)), Some(&settled));
 }
 
 #[test]

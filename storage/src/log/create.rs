@@ -90,6 +90,11 @@ impl Log {
         if self.failed {
             return Err(StorageError::Failed);
         }
+        // Of a log that has just been made not even the topic's id may be durable.
+        if let Some(ticket) = self.sync_ticket() {
+            ticket.run()?;
+            self.synced(ticket.cover());
+        }
         let mut checkpoint = StartCheckpoint {
             start,
             log_start_offset,
@@ -99,7 +104,6 @@ impl Log {
         // True of the old log, too, if the crash comes now: it is what the group has committed.
         self.write_producer_snapshot(producers, checkpoint.producers_offset)?;
         checkpoint.write(&*self.disk, &self.directory)?;
-        // From here on there is no way back to the old log.
         self.failed = true;
         let (disk, directory) = (Arc::clone(&self.disk), self.directory.clone());
         let failed = |error| StorageError::io("replace the log in", &directory, error);
@@ -134,6 +138,17 @@ impl Log {
         self.publish_segments(vec![active]);
         self.failed = false;
         Ok(())
+    }
+
+    /// Removes a log and its directory, durably: a later one of the same topic in its place must not
+    /// find its files after a crash.
+    pub fn remove(disk: &dyn Disk, directory: &Path) -> Result<(), StorageError> {
+        let failed = |error| StorageError::io("remove", directory, error);
+        for name in disk.list(directory).map_err(failed)? {
+            disk.remove_file(&directory.join(name)).map_err(failed)?;
+        }
+        disk.sync_dir(directory).map_err(failed)?;
+        disk.remove_dir_all(directory).map_err(failed)
     }
 
     /// The topic id that a partition's directory was made for, in Kafka's text form; `None` if its

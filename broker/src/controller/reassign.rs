@@ -1,0 +1,176 @@
+//! What the controller decides about reassignments; the rules are those of Kafka's
+//! `ReplicationControlManager.alterPartitionReassignments`.
+
+use streamgauge_protocol::error::ErrorCode;
+
+use super::decide::{Placement, Refusal, check_replicas};
+use super::image::Image;
+use super::record::MetadataRecord;
+
+/// What is asked for one partition.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Wish {
+    pub topic: String,
+    pub partition: i32,
+    /// `None` cancels the move that is under way.
+    pub target: Option<Vec<i32>>,
+}
+
+/// Decides about one partition.
+pub fn alter(
+    image: &Image,
+    placement: &Placement,
+    wish: &Wish,
+    may_change_factor: bool,
+) -> Result<Vec<MetadataRecord>, Refusal> {
+    let topic = image.topic(&wish.topic).ok_or_else(|| {
+        Refusal::new(
+            ErrorCode::UnknownTopicOrPartition,
+            format!("Unable to find a topic named {}.", wish.topic),
+        )
+    })?;
+    let at = usize::try_from(wish.partition).ok();
+    let replicas = at.and_then(|at| topic.partitions.get(at)).ok_or_else(|| {
+        let message = format!(
+            "Unable to find partition {}:{}.",
+            wish.topic, wish.partition
+        );
+        Refusal::new(ErrorCode::UnknownTopicOrPartition, message)
+    })?;
+    let moving = topic.reassignment(wish.partition);
+    let (topic_id, partition) = (topic.topic_id, wish.partition);
+    let begin = |target| MetadataRecord::PartitionReassigning {
+        topic_id,
+        partition,
+        target,
+    };
+    let Some(target) = &wish.target else {
+        return match moving {
+            Some(moving) if moving.target == moving.previous => Ok(Vec::new()),
+            Some(moving) => Ok(vec![begin(moving.previous.clone())]),
+            None => Err(Refusal::new(
+                ErrorCode::NoReassignmentInProgress,
+                "No partition reassignment is in progress.",
+            )),
+        };
+    };
+    check_replicas(placement, target)?;
+    let factor = moving.map_or(replicas.len(), |moving| moving.previous.len());
+    if !may_change_factor && target.len() != factor {
+        return Err(Refusal::new(
+            ErrorCode::InvalidReplicationFactor,
+            format!(
+                "The replication factor is changed from {factor} to {}",
+                target.len()
+            ),
+        ));
+    }
+    let current = moving.map_or(replicas, |moving| &moving.target);
+    if current == target {
+        return Ok(Vec::new());
+    }
+    Ok(vec![begin(target.clone())])
+}
+
+/// Decides about a group that has the members of the assignment with that epoch.
+pub fn settled(
+    image: &Image,
+    topic_id: uuid::Uuid,
+    partition: i32,
+    epoch: u64,
+) -> Option<MetadataRecord> {
+    let topic = image.topic_by_id(topic_id)?;
+    let is_current = topic.target(partition).0 == epoch;
+    (is_current && topic.reassignment(partition).is_some()).then_some(
+        MetadataRecord::PartitionReassigned {
+            topic_id,
+            partition,
+            epoch,
+        },
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use uuid::Uuid;
+
+    use super::*;
+
+    fn image() -> Image {
+        let mut image = Image::default();
+        image.apply(MetadataRecord::Topic {
+            name: "t".into(),
+            topic_id: Uuid::from_u128(4),
+            partitions: vec![vec![1, 2, 3]],
+            configs: Default::default(),
+        });
+        image
+    }
+
+    fn decide(image: &Image, target: Option<&[i32]>) -> Result<Vec<MetadataRecord>, ErrorCode> {
+        let placement = Placement {
+            brokers: vec![1, 2, 3, 4],
+            fenced: vec![5],
+            partitions_default: 1,
+            replication_factor_default: 1,
+        };
+        let wish = Wish {
+            topic: "t".into(),
+            partition: 0,
+            target: target.map(<[i32]>::to_vec),
+        };
+        alter(image, &placement, &wish, true).map_err(|refusal| refusal.code)
+    }
+
+    fn apply(image: &mut Image, records: Vec<MetadataRecord>) {
+        for record in records {
+            image.apply(record);
+        }
+    }
+
+    #[test]
+    fn a_move_ends_when_its_group_says_so_and_not_for_an_older_one() {
+        let mut image = image();
+        let records = decide(&image, Some(&[4, 2, 3])).unwrap();
+        apply(&mut image, records);
+        assert!(settled(&image, Uuid::from_u128(4), 0, 0).is_none());
+        let done = settled(&image, Uuid::from_u128(4), 0, 1).unwrap();
+        image.apply(done);
+        assert_eq!(image.topic("t").unwrap().partitions[0], [4, 2, 3]);
+        assert!(settled(&image, Uuid::from_u128(4), 0, 1).is_none());
+    }
+
+    #[test]
+    fn a_cancelled_move_goes_back_where_it_came_from() {
+        let mut image = image();
+        assert_eq!(
+            decide(&image, None),
+            Err(ErrorCode::NoReassignmentInProgress)
+        );
+        let records = decide(&image, Some(&[4, 2])).unwrap();
+        apply(&mut image, records);
+        let records = decide(&image, None).unwrap();
+        apply(&mut image, records);
+        let topic = image.topic("t").unwrap();
+        assert_eq!(topic.target(0), (2, &[1, 2, 3][..]));
+        assert_eq!(topic.partitions[0], [1, 2, 3, 4]);
+        assert_eq!(decide(&image, None), Ok(Vec::new()), "it goes back already");
+    }
+
+    #[test]
+    fn nonsense_is_refused() {
+        for target in [&[][..], &[1, 1], &[1, 77]] {
+            assert_eq!(
+                decide(&image(), Some(target)),
+                Err(ErrorCode::InvalidReplicaAssignment),
+                "{target:?}"
+            );
+        }
+        assert_eq!(decide(&image(), Some(&[1, 2, 3])), Ok(Vec::new()));
+        assert_eq!(
+            decide(&image(), Some(&[3, 2, 1])).unwrap().len(),
+            1,
+            "another order is another preferred leader"
+        );
+    }
+}

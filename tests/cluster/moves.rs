@@ -1,0 +1,73 @@
+//! Replicas that are moved with Kafka's own tool.
+
+use std::fs;
+use std::time::Duration;
+
+use streamgauge_tests::cluster::Cluster;
+use streamgauge_tests::fetch::java;
+use streamgauge_tests::process::run_with_input;
+
+const TIME_MAX: Duration = Duration::from_secs(90);
+
+fn tool(cluster: &Cluster, class: &str, arguments: &str) -> String {
+    let mut java = java().expect("ready");
+    java.arg(class)
+        .args(["--bootstrap-server", &cluster.bootstrap()])
+        .args(arguments.split_whitespace());
+    run_with_input(java, b"", TIME_MAX).expect_success(&format!("{class} {arguments}"))
+}
+
+const REASSIGN: &str = "org.apache.kafka.tools.reassign.ReassignPartitionsCommand";
+const TOPICS: &str = "org.apache.kafka.tools.TopicCommand";
+
+#[test]
+fn kafka_reassign_partitions_moves_shrinks_and_cancels() {
+    if java().is_none() {
+        return;
+    }
+    let mut cluster = Cluster::start("cluster-tool-moves");
+    tool(
+        &cluster,
+        TOPICS,
+        "--create --topic moved --replica-assignment 1:2,2:3",
+    );
+    let plan = cluster.scratch_dir().join("plan.json");
+    fs::write(
+        &plan,
+        r#"{"version":1,"partitions":[
+            {"topic":"moved","partition":0,"replicas":[3,2,1]},
+            {"topic":"moved","partition":1,"replicas":[1]}]}"#,
+    )
+    .expect("written");
+    let plan = format!("--reassignment-json-file {}", plan.display());
+    let said = tool(&cluster, REASSIGN, &format!("--execute {plan}"));
+    assert!(said.contains("Successfully started"), "{said}");
+    cluster.wait_until_moved(Duration::from_secs(30));
+    let said = tool(&cluster, REASSIGN, &format!("--verify {plan}"));
+    assert_eq!(said.matches("is completed").count(), 2, "{said}");
+    let said = tool(&cluster, TOPICS, "--describe --topic moved");
+    assert!(
+        said.contains("Replicas: 3,2,1") && said.contains("Replicas: 1\t"),
+        "{said}"
+    );
+    assert!(!cluster.data_dir(2).join("moved-1").exists());
+    // One that cannot come to its end is taken back.
+    cluster.kill(2);
+    cluster.reassign("moved", 1, Some(&[2]));
+    let said = tool(&cluster, REASSIGN, "--list");
+    assert!(
+        said.contains("moved-1") && said.contains("adding: 2"),
+        "{said}"
+    );
+    let said = tool(
+        &cluster,
+        REASSIGN,
+        &format!("--cancel --preserve-throttles {plan}"),
+    );
+    assert!(said.contains("moved-1"), "{said}");
+    cluster.wait_until_moved(Duration::from_secs(30));
+    let said = tool(&cluster, REASSIGN, "--list");
+    assert!(said.contains("No partition reassignments found"), "{said}");
+    cluster.launch(2);
+    cluster.wait_until_whole();
+}
