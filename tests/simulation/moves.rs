@@ -209,7 +209,7 @@ impl World {
                     producer.must_retry |= producer.target == node;
                 }
                 let (reply, _deleted) = oneshot::channel();
-                let lives_on = Some(topic.moves.known_to(node).target(0).0);
+                let lives_on = Some(topic.moves.known_to(node).settled(0));
                 self.handle(
                     node,
                     Event::Delete {
@@ -235,7 +235,7 @@ impl World {
     pub fn remove_leftovers(&mut self, node: usize, number: usize) {
         let key = self.topics[number].key;
         let directory = PathBuf::from(format!("/data/topic-{number}-0"));
-        let epoch = self.topics[number].moves.known_to(node).target(0).0;
+        let epoch = self.topics[number].moves.known_to(node).settled(0);
         self.handle(
             node,
             Event::RemoveLeftovers {

@@ -335,7 +335,7 @@ impl Applier {
                 && let Some(shard) = self.placed.shard(key)
             {
                 let directory = self.placed.directory(&topic.name, index);
-                let epoch = topic.target(index).0;
+                let epoch = topic.settled(index);
                 shard.send(Event::RemoveLeftovers {
                     key,
                     directory,
@@ -455,7 +455,7 @@ impl Applier {
         handle.set_slot(index, Slot::Elsewhere);
         if let Some(partition) = partition {
             tracing::info!(topic = %handle.name, partition = index, "replica moved away");
-            partition.delete(Some(topic.target(index).0)).await;
+            partition.delete(Some(topic.settled(index))).await;
         }
     }
 

@@ -12,6 +12,8 @@ pub struct Moved {
     pub founders: Vec<i32>,
     /// Counts the reassignments.
     pub epoch: u64,
+    /// The last one that came to its end: its replicas are what the partition has or had last.
+    pub settled: u64,
     pub reassignment: Option<Reassignment>,
 }
 
@@ -58,6 +60,11 @@ impl Topic {
         (epoch, replicas.map_or(&[], Vec::as_slice))
     }
 
+    /// The epoch of the last assignment that the partition has come to have.
+    pub fn settled(&self, partition: i32) -> u64 {
+        self.moved.get(&partition).map_or(0, |moved| moved.settled)
+    }
+
     /// The replicas that a move adds, in the order of its target.
     pub fn adding(&self, partition: i32) -> Vec<i32> {
         self.reassignment(partition)
@@ -84,6 +91,7 @@ impl Topic {
         let moved = self.moved.entry(partition).or_insert_with(|| Moved {
             founders: replicas.clone(),
             epoch: 0,
+            settled: 0,
             reassignment: None,
         });
         let previous = match moved.reassignment.take() {
@@ -108,6 +116,7 @@ impl Topic {
             && let Some(reassignment) = moved.reassignment.take()
         {
             *replicas = reassignment.target;
+            moved.settled = epoch;
         }
     }
 }
@@ -159,7 +168,9 @@ mod tests {
         assert_eq!(topic.reassignment(1).unwrap().previous, [1, 2, 3]);
         topic.reassigned(1, 1);
         assert!(topic.reassignment(1).is_some(), "the first move's end");
+        assert_eq!(topic.settled(1), 0);
         topic.reassigned(1, 2);
+        assert_eq!(topic.settled(1), 2);
         assert_eq!(topic.partitions[1], [1, 2, 5]);
     }
 }

@@ -64,6 +64,11 @@ impl Followers {
         self.known.retain(|follower| follower.raft_id != raft_id);
     }
 
+    /// The group has other members now: whoever comes back later begins anew.
+    pub fn keep_only(&mut self, is_member: impl Fn(u64) -> bool) {
+        self.known.retain(|follower| is_member(follower.raft_id));
+    }
+
     /// Takes in, once a tick, how far a follower has come.
     pub fn observe(&mut self, raft_id: u64, positions: Positions, tick: u64) {
         let in_sync = self.is_in_sync(raft_id, positions, tick);
@@ -155,5 +160,19 @@ mod tests {
         assert!(!followers.is_in_sync(2, at(9, 9), 2 + SILENCE_TICKS_MAX));
         followers.lost(2);
         assert!(!followers.is_in_sync(2, at(9, 9), 2));
+    }
+
+    #[test]
+    fn one_that_left_and_joins_again_has_to_catch_up() {
+        let mut followers = Followers::default();
+        followers.heard(2, 1);
+        followers.observe(2, at(9, 9), 1);
+        assert!(
+            followers.is_in_sync(2, at(0, 9), 2),
+            "it may lag for a while"
+        );
+        followers.keep_only(|id| id != 2);
+        followers.heard(2, 2);
+        assert!(!followers.is_in_sync(2, at(0, 9), 2));
     }
 }

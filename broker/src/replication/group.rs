@@ -700,6 +700,8 @@ impl RaftGroup {
             let membership = &mut self.raw.mut_store().membership;
             membership.conf = conf_state;
             membership.index = entry.index;
+            let members = self.raw.raft.prs();
+            self.followers.keep_only(|id| members.get(id).is_some());
             progress.membership_changed = true;
         }
         self.raw.advance_apply_to(last.0);

@@ -467,9 +467,7 @@ impl Partition {
 
     /// The connection to that broker is lost.
     pub fn lost(&mut self, raft_id: u64) {
-        if let Life::Running(group) = &mut self.life
-            && group.has_peers()
-        {
+        if let Life::Running(group) = &mut self.life {
             group.lost(raft_id);
         }
     }
