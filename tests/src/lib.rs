@@ -17,4 +17,5 @@ pub mod history;
 pub mod link;
 pub mod process;
 pub mod replica;
+pub mod seed_case;
 pub mod wire;

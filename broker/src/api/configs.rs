@@ -29,14 +29,12 @@ pub async fn incremental_alter(
 ) -> IncrementalAlterConfigsResponse {
     let asked = request.clone();
     let config = context.broker.config.clone();
-    let voters = config.voters().len();
     let decided = context
         .broker
         .controller
         .write(move |image| {
-            let check_topic = |topic: &str, old: &ConfigMap, new: &ConfigMap| {
-                check(image, voters, topic, old, new)
-            };
+            let check_topic =
+                |topic: &str, old: &ConfigMap, new: &ConfigMap| check(image, topic, old, new);
             let AlterDecision { response, changes } =
                 alter_configs::incremental_alter(&asked, image, &config, &check_topic);
             (records(image, changes), response)
@@ -58,14 +56,12 @@ pub async fn incremental_alter(
 pub async fn alter(context: Context, request: AlterConfigsRequest) -> AlterConfigsResponse {
     let asked = request.clone();
     let config = context.broker.config.clone();
-    let voters = config.voters().len();
     let decided = context
         .broker
         .controller
         .write(move |image| {
-            let check_topic = |topic: &str, old: &ConfigMap, new: &ConfigMap| {
-                check(image, voters, topic, old, new)
-            };
+            let check_topic =
+                |topic: &str, old: &ConfigMap, new: &ConfigMap| check(image, topic, old, new);
             let AlterDecision { response, changes } =
                 alter_configs::alter(&asked, image, &config, &check_topic);
             (records(image, changes), response)
@@ -85,19 +81,13 @@ pub async fn alter(context: Context, request: AlterConfigsRequest) -> AlterConfi
 }
 
 /// Which changes a running aggregation takes.
-fn check(
-    image: &Image,
-    voters: usize,
-    topic: &str,
-    old: &ConfigMap,
-    new: &ConfigMap,
-) -> Result<(), String> {
+fn check(image: &Image, topic: &str, old: &ConfigMap, new: &ConfigMap) -> Result<(), String> {
     let partitions = image.topic(topic).map_or(0, |topic| {
         i32::try_from(topic.partitions.len()).unwrap_or(i32::MAX)
     });
     let declaration = |configs: &ConfigMap| configs.get(AGGREGATION).cloned();
     let (old, new) = (declaration(old), declaration(new));
-    crate::jobs::check_aggregation(topic, old.as_deref(), new.as_deref(), partitions, voters)
+    crate::jobs::check_aggregation(topic, old.as_deref(), new.as_deref(), partitions)
 }
 
 fn records(image: &Image, changes: Vec<ConfigChange>) -> Vec<MetadataRecord> {

@@ -152,7 +152,7 @@ fn decide(
                 let topic = after.topic(&new.name).cloned().ok_or_else(|| {
                     Refusal::new(ErrorCode::UnknownTopicOrPartition, "the topic was not made")
                 })?;
-                check_declaration(&topic, broker.config.voters().len()).inspect_err(|_| {
+                check_declaration(&topic).inspect_err(|_| {
                     after.apply(MetadataRecord::TopicRemoved {
                         topic_id: topic.topic_id,
                     });
@@ -176,10 +176,10 @@ fn check_configs(broker: &Broker, image: &Image, new: &NewTopic) -> Result<(), R
 }
 
 /// A derived topic is made only with a declaration that can run.
-fn check_declaration(topic: &Topic, voters: usize) -> Result<(), Refusal> {
+fn check_declaration(topic: &Topic) -> Result<(), Refusal> {
     let partitions = i32::try_from(topic.partitions.len()).unwrap_or(i32::MAX);
     let declared = topic.configs.get(AGGREGATION).map(String::as_str);
-    check_aggregation(&topic.name, None, declared, partitions, voters)
+    check_aggregation(&topic.name, None, declared, partitions)
         .map_err(|reason| Refusal::new(ErrorCode::InvalidConfig, reason))
 }
 

@@ -4,6 +4,7 @@
 
 mod inbox;
 pub mod leaders;
+pub mod partition_request;
 pub mod reassignments;
 mod request;
 

@@ -4,6 +4,7 @@
 //! request   1 │ a command, JSON            to the leader of the metadata log
 //!           2 │ a Kafka request, framed    to the leader of the metadata log, which answers in a client's stead
 //!           3 │ a hand-over, JSON          to the leader of the partitions
+//!           4 │ what a job needs           to the leader of the partition, see `partition_request`
 //! answer    status u8 │ metadata offset i64 │ the command's answer, JSON, or the Kafka response
 //! ```
 //!
@@ -18,6 +19,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 use uuid::Uuid;
 
+use super::partition_request;
 use crate::api;
 use crate::broker::Broker;
 use crate::controller::command::{Command, CommandAnswer};
@@ -30,6 +32,7 @@ use streamgauge_protocol::error::ErrorCode;
 const COMMAND: u8 = 1;
 const KAFKA: u8 = 2;
 const HAND_OVER: u8 = 3;
+const PARTITION: u8 = 4;
 
 const DONE: u8 = 0;
 const NOT_DONE: u8 = 1;
@@ -75,6 +78,7 @@ pub enum ClusterRequest {
     /// Without its length prefix.
     Kafka(Bytes),
     HandOver(HandOver),
+    Partition(Bytes),
 }
 
 impl ClusterRequest {
@@ -89,6 +93,10 @@ impl ClusterRequest {
             Self::Kafka(frame) => {
                 bytes.put_u8(KAFKA);
                 bytes.extend_from_slice(frame);
+            }
+            Self::Partition(request) => {
+                bytes.put_u8(PARTITION);
+                bytes.extend_from_slice(request);
             }
             Self::HandOver(hand_over) => {
                 bytes.put_u8(HAND_OVER);
@@ -135,6 +143,9 @@ pub async fn serve(broker: Arc<Broker>, from: i32, payload: Bytes) -> Bytes {
                 not_ready()
             }
         };
+    }
+    if let Some((&PARTITION, request)) = payload.split_first() {
+        return partition_request::serve(&broker, payload.slice_ref(request)).await;
     }
     if !broker.controller.is_active() {
         return not_ready();

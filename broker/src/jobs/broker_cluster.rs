@@ -10,6 +10,7 @@ use tokio::sync::{Notify, watch};
 use uuid::Uuid;
 
 use super::cluster::{DerivedTopic, JobCluster, NewJobTopic, TopicInfo};
+use super::cluster_log::ClusterLog;
 use super::log::{Chunk, JobLog, LogError};
 use crate::broker::Broker;
 use crate::config::AGGREGATION;
@@ -18,6 +19,7 @@ use crate::controller::decide::NewTopic;
 use crate::controller::image::Topic;
 use crate::shard::event::{Acks, AppendError, DeleteRecordsError};
 use crate::shard::handle::PartitionHandle;
+use crate::shard::view::PartitionKey;
 
 impl JobLog for PartitionHandle {
     fn append(&self, batch: Bytes) -> BoxFuture<'static, Result<i64, LogError>> {
@@ -33,15 +35,15 @@ impl JobLog for PartitionHandle {
         })
     }
 
-    fn read(&self, offset: i64, bytes_max: usize) -> Result<Chunk, LogError> {
+    fn read(&self, offset: i64, bytes_max: usize) -> BoxFuture<'static, Result<Chunk, LogError>> {
         let view = self.view();
-        let read = view
-            .reader()
-            .read(offset, bytes_max, view.last_stable_offset(), true);
-        match read {
+        let stable_offset = view.last_stable_offset();
+        let read = view.reader().read(offset, bytes_max, stable_offset, true);
+        let chunk = match read {
             Ok(read) => Ok(Chunk {
                 slices: read.slices,
                 next_offset: read.next_offset,
+                stable_offset,
             }),
             Err(ReadError::OffsetOutOfRange {
                 offset,
@@ -52,7 +54,8 @@ impl JobLog for PartitionHandle {
                 start_offset: log_start_offset,
             }),
             Err(error) => Err(LogError::Failed(error.to_string())),
-        }
+        };
+        Box::pin(std::future::ready(chunk))
     }
 
     fn stable_offset(&self) -> i64 {
@@ -167,8 +170,29 @@ impl JobCluster for BrokerCluster {
     }
 
     fn log(&self, topic_id: Uuid, partition: i32) -> Option<Arc<dyn JobLog>> {
-        let handle = self.broker.topics.by_id(topic_id)?.partition(partition)?;
-        Some(Arc::new(handle))
+        let key = PartitionKey {
+            topic_id,
+            index: partition,
+        };
+        let brokers = self.broker.controller.read(|image| image.brokers().count());
+        if self.broker.config.voters().len() == 1 && brokers <= 1 {
+            // Nobody else can lead.
+            let handle = self.broker.topics.by_id(topic_id)?.partition(partition)?;
+            return Some(Arc::new(handle));
+        }
+        self.broker.topics.by_id(topic_id)?;
+        Some(Arc::new(ClusterLog::new(Arc::clone(&self.broker), key)))
+    }
+
+    fn runs_here(&self, internal_topic: &str) -> bool {
+        let broker = &self.broker;
+        match self.topic(internal_topic) {
+            Some(internal) => broker
+                .leadership(internal.topic_id, 0)
+                .is_some_and(|known| known.leader == broker.id()),
+            // Somebody has to make it.
+            None => broker.controller.is_active(),
+        }
     }
 
     fn create_topic(&self, new: NewJobTopic) -> BoxFuture<'static, Result<(), String>> {

@@ -9,9 +9,6 @@ const FILE_NAME: &str = "aggregation";
 
 /// Whether `topic`, which has or will have `partitions` partitions, may go from the declaration `old` to `new`. Empty text is none.
 ///
-/// `voters` is how many brokers form the cluster: jobs run where one broker leads all that they read and write, which only a
-/// broker alone is sure to do.
-///
 /// To be asked for CreateTopics (`old` is `None`) and AlterConfigs. The error is for the client; each mistake of the text is a line
 /// of it, with its line and column in the declaration and its field.
 pub fn check_aggregation(
@@ -19,7 +16,6 @@ pub fn check_aggregation(
     old: Option<&str>,
     new: Option<&str>,
     partitions: i32,
-    voters: usize,
 ) -> Result<(), String> {
     let declared = |text: Option<&str>| {
         text.filter(|text| !text.trim().is_empty())
@@ -43,12 +39,6 @@ pub fn check_aggregation(
     {
         return Err(format!(
             "partitions: the declaration says {declared}, but topic '{topic}' has {partitions}"
-        ));
-    }
-    if voters > 1 {
-        return Err(format!(
-            "this version runs aggregations on a broker alone, and this is a cluster of {voters} brokers; \
-             declare '{topic}' on a broker that was started without controller.quorum.voters"
         ));
     }
     // What cannot be compiled has never run, so that anything may take its place.
@@ -106,46 +96,36 @@ mod tests {
 
     #[test]
     fn a_good_declaration_is_taken() {
-        assert_eq!(check_aggregation("t", None, Some(TEXT), 2, 1), Ok(()));
-        assert_eq!(check_aggregation("t", None, Some(" "), 2, 1), Ok(()));
-        assert_eq!(check_aggregation("t", None, None, 2, 1), Ok(()));
-        assert_eq!(check_aggregation("t", None, None, 2, 3), Ok(()));
+        assert_eq!(check_aggregation("t", None, Some(TEXT), 2), Ok(()));
+        assert_eq!(check_aggregation("t", None, Some(" "), 2), Ok(()));
+        assert_eq!(check_aggregation("t", None, None, 2), Ok(()));
+        assert_eq!(check_aggregation("t", Some(TEXT), Some(TEXT), 2), Ok(()));
     }
 
     #[test]
     fn mistakes_come_back_with_line_and_field() {
         let error = |from: &str, to: &str| {
-            check_aggregation("t", None, Some(&TEXT.replace(from, to)), 2, 1).unwrap_err()
+            check_aggregation("t", None, Some(&TEXT.replace(from, to)), 2).unwrap_err()
         };
         let unknown = error("from:", "frm:");
         assert!(unknown.contains("aggregation:3:1: frm"), "{unknown}");
         let call = error("count(*)", "cuont(*)");
         assert!(call.contains("aggregation:7:"), "{call}");
-        let error = check_aggregation("u", None, Some(TEXT), 2, 1).unwrap_err();
+        let error = check_aggregation("u", None, Some(TEXT), 2).unwrap_err();
         assert!(error.contains("'t'") && error.contains("'u'"), "{error}");
-        let error = check_aggregation("t", None, Some(TEXT), 3, 1).unwrap_err();
+        let error = check_aggregation("t", None, Some(TEXT), 3).unwrap_err();
         assert!(error.contains("partitions"), "{error}");
     }
 
     #[test]
     fn a_running_job_takes_compatible_changes_only() {
         let later = TEXT.replace("time: record", "time: { max_out_of_orderness: 5s }");
-        assert_eq!(
-            check_aggregation("t", Some(TEXT), Some(&later), 2, 1),
-            Ok(())
-        );
+        assert_eq!(check_aggregation("t", Some(TEXT), Some(&later), 2), Ok(()));
         let other = TEXT.replace("[a]", "[b]");
-        let error = check_aggregation("t", Some(TEXT), Some(&other), 2, 1).unwrap_err();
+        let error = check_aggregation("t", Some(TEXT), Some(&other), 2).unwrap_err();
         assert!(error.starts_with("group_by"), "{error}");
-        assert!(check_aggregation("t", Some(TEXT), None, 2, 1).is_err());
+        assert!(check_aggregation("t", Some(TEXT), None, 2).is_err());
         assert!(check_partition_growth("t", Some(TEXT)).is_err());
         assert_eq!(check_partition_growth("t", None), Ok(()));
-    }
-
-    #[test]
-    fn a_cluster_refuses_what_it_would_not_run() {
-        let error = check_aggregation("t", None, Some(TEXT), 2, 3).unwrap_err();
-        assert!(error.contains("cluster of 3 brokers"), "{error}");
-        assert_eq!(check_aggregation("t", Some(TEXT), Some(TEXT), 2, 3), Ok(()));
     }
 }

@@ -43,6 +43,8 @@ pub struct Checkpoints {
     last_at_ms: i64,
     chunks: VecDeque<(u32, Bytes)>,
     in_flight: FuturesOrdered<BoxFuture<'static, Result<i64, LogError>>>,
+    /// The id of the one that is being written.
+    id: u64,
     /// The offset up to which the state goes that is being written.
     state_offset: Option<i64>,
     cutting: Option<BoxFuture<'static, Result<(), LogError>>>,
@@ -58,6 +60,7 @@ impl Checkpoints {
             last_at_ms: now_ms,
             chunks: VecDeque::new(),
             in_flight: FuturesOrdered::new(),
+            id: 0,
             state_offset: None,
             cutting: None,
         }
@@ -100,6 +103,7 @@ impl Checkpoints {
         self.last_bytes = snapshot.iter().map(Bytes::len).sum();
         self.last_at_ms = now_ms;
         self.applied_bytes = 0;
+        self.id = meta.id;
         self.state_offset = Some(state_offset);
         self.in_flight
             .push_back(self.log.append(meta.to_batch(now_ms)?));
@@ -137,7 +141,7 @@ impl Checkpoints {
             let Some((number, chunk)) = self.chunks.pop_front() else {
                 break;
             };
-            let batch = chunk_batch(number, &chunk, now_ms)?;
+            let batch = chunk_batch(self.id, number, &chunk, now_ms)?;
             self.in_flight.push_back(self.log.append(batch));
         }
         Ok(())

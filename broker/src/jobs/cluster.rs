@@ -22,8 +22,11 @@ pub trait JobCluster: Send + Sync + 'static {
 
     fn topic(&self, name: &str) -> Option<TopicInfo>;
 
-    /// The log of a partition that this broker holds; `None` if it is not open.
+    /// The log of a partition; `None` if there is none.
     fn log(&self, topic_id: Uuid, partition: i32) -> Option<Arc<dyn JobLog>>;
+
+    /// Whether this broker is the one to run the job with that internal topic.
+    fn runs_here(&self, internal_topic: &str) -> bool;
 
     /// Creates a topic; one that exists already is no error.
     fn create_topic(&self, new: NewJobTopic) -> BoxFuture<'static, Result<(), String>>;

@@ -169,7 +169,7 @@ impl<'a> Running<'a> {
                 return Ok(End::StartAnew(reason));
             }
             let held_back = self.is_held_back();
-            let progressed = !held_back && self.read_next()?;
+            let progressed = !held_back && self.read_next().await?;
             let now_ms = (self.task.clock)();
             let since_flush = now_ms.saturating_sub(self.flushed_at_ms);
             let due = if self.dirty {
@@ -241,7 +241,7 @@ impl<'a> Running<'a> {
     }
 
     /// Reads a chunk of the partition whose watermark is least; false if all have been read to their ends.
-    fn read_next(&mut self) -> Result<bool, JobError> {
+    async fn read_next(&mut self) -> Result<bool, JobError> {
         let now_ms = (self.task.clock)();
         let mut available = Vec::new();
         for (partition, source) in (0..).zip(&self.task.sources) {
@@ -258,11 +258,11 @@ impl<'a> Running<'a> {
         let Some(partition) = self.combiner.pick(&available) else {
             return Ok(false);
         };
-        self.read_from(partition, now_ms)?;
+        self.read_from(partition, now_ms).await?;
         Ok(true)
     }
 
-    fn read_from(&mut self, partition: i32, now_ms: i64) -> Result<(), JobError> {
+    async fn read_from(&mut self, partition: i32, now_ms: i64) -> Result<(), JobError> {
         let Some(source) = usize::try_from(partition)
             .ok()
             .and_then(|at| self.task.sources.get(at))
@@ -271,8 +271,7 @@ impl<'a> Running<'a> {
         };
         let source = Arc::clone(source);
         let offset = self.combiner.next_offset(partition).unwrap_or(0);
-        let end = source.stable_offset();
-        let chunk = match source.read(offset, READ_BYTES_MAX) {
+        let chunk = match source.read(offset, READ_BYTES_MAX).await {
             Ok(chunk) => chunk,
             Err(LogError::OutOfRange { start_offset, .. }) if start_offset > offset => {
                 tracing::warn!(
@@ -308,7 +307,7 @@ impl<'a> Running<'a> {
         }
         // Where nothing was found below the end, compaction has taken everything away.
         let read_to = if chunk.slices.is_empty() {
-            end
+            chunk.stable_offset.max(offset)
         } else {
             chunk.next_offset
         };

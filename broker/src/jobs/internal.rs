@@ -62,6 +62,13 @@ impl StartMark {
 /// What precedes a snapshot's chunks.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CheckpointMeta {
+    /// Tells its chunks from those of another that is written at the same time: for a moment two
+    /// brokers may take a job for theirs.
+    #[serde(default)]
+    pub id: u64,
+    /// The state has everything below this offset of the log.
+    #[serde(default)]
+    pub state_offset: i64,
     pub start: StartMark,
     pub chunks: u32,
     /// The ends of the logs of results, late records and dead letters, all outputs of the state's past being below. After a long rest
@@ -75,9 +82,9 @@ impl CheckpointMeta {
     }
 }
 
-/// The batch of a snapshot's chunk.
-pub fn chunk_batch(number: u32, chunk: &[u8], now_ms: i64) -> Result<Bytes, JobError> {
-    let key = [KEY_CHUNK, &number.to_be_bytes()].concat();
+/// The batch of a chunk of the checkpoint with that id.
+pub fn chunk_batch(id: u64, number: u32, chunk: &[u8], now_ms: i64) -> Result<Bytes, JobError> {
+    let key = [KEY_CHUNK, &id.to_be_bytes(), &number.to_be_bytes()].concat();
     BatchBuilder::new()
         .record(now_ms, Some(&key), Some(chunk))
         .build()
@@ -101,6 +108,7 @@ pub enum Entry {
     Start(StartMark),
     Checkpoint(CheckpointMeta),
     Chunk {
+        id: u64,
         number: u32,
         bytes: Bytes,
     },
@@ -127,11 +135,18 @@ pub fn classify(header: &BatchHeader, batch: &Bytes) -> Result<Entry, BatchError
     if key == KEY_CHECKPOINT {
         return Ok(serde_json::from_slice(&value).map_or(Entry::Foreign, Entry::Checkpoint));
     }
-    let number = key
-        .strip_prefix(KEY_CHUNK)
-        .and_then(|number| <[u8; 4]>::try_from(number).ok());
-    Ok(number.map_or(Entry::Foreign, |number| Entry::Chunk {
-        number: u32::from_be_bytes(number),
+    let chunk = key.strip_prefix(KEY_CHUNK).and_then(|rest| {
+        let (id, number) = rest.split_last_chunk::<4>()?;
+        let id = match id.is_empty() {
+            // As they were before two could be written at once.
+            true => 0,
+            false => u64::from_be_bytes(id.try_into().ok()?),
+        };
+        Some((id, u32::from_be_bytes(*number)))
+    });
+    Ok(chunk.map_or(Entry::Foreign, |(id, number)| Entry::Chunk {
+        id,
+        number,
         bytes: value,
     }))
 }
@@ -164,9 +179,9 @@ pub async fn scan(log: &Arc<dyn JobLog>) -> Result<Found, JobError> {
     let end = log.stable_offset();
     let mut offset = log.start_offset();
     let mut found = Found::default();
-    let mut partial: Option<Checkpoint> = None;
+    let mut partial = Vec::new();
     while offset < end {
-        let chunk = log.read(offset, READ_BYTES_MAX)?;
+        let chunk = log.read(offset, READ_BYTES_MAX).await?;
         for slice in &chunk.slices {
             for batch in BatchIter::new(slice.clone()) {
                 let (header, batch) = batch.map_err(|error| JobError::corrupt(offset, error))?;
@@ -184,27 +199,137 @@ pub async fn scan(log: &Arc<dyn JobLog>) -> Result<Found, JobError> {
     Ok(found)
 }
 
-fn collect(entry: Entry, partial: &mut Option<Checkpoint>, found: &mut Found) {
+/// Checkpoints that are written at the same time, at most.
+const PARTIAL_MAX: usize = 8;
+
+/// `partial` are the checkpoints that have begun, the last one last.
+fn collect(entry: Entry, partial: &mut Vec<Checkpoint>, found: &mut Found) {
     match entry {
         Entry::Partials | Entry::Foreign => {}
-        Entry::Start(start) => found.start = Some(start),
+        // Of two brokers that begin a job at once, the first in the log has begun it.
+        Entry::Start(start) => drop(found.start.get_or_insert(start)),
         Entry::Checkpoint(meta) => {
-            *partial = (1..=CHUNKS_MAX).contains(&meta.chunks).then(|| Checkpoint {
-                meta,
-                chunks: Vec::new(),
-            });
+            partial.retain(|other| other.meta.id != meta.id);
+            if partial.len() == PARTIAL_MAX {
+                partial.remove(0);
+            }
+            if (1..=CHUNKS_MAX).contains(&meta.chunks) {
+                partial.push(Checkpoint {
+                    meta,
+                    chunks: Vec::new(),
+                });
+            }
         }
-        Entry::Chunk { number, bytes } => {
-            let Some(building) = partial else { return };
-            if number as usize != building.chunks.len() {
-                *partial = None;
+        Entry::Chunk { id, number, bytes } => {
+            let Some(at) = partial.iter().position(|begun| begun.meta.id == id) else {
+                return;
+            };
+            if partial[at].chunks.len() != number as usize {
+                partial.remove(at);
                 return;
             }
             // A copy, since a slice would keep the piece of the log alive that it was read with.
-            building.chunks.push(Bytes::copy_from_slice(&bytes));
-            if building.chunks.len() as u32 == building.meta.chunks {
-                found.checkpoint = partial.take();
+            partial[at].chunks.push(Bytes::copy_from_slice(&bytes));
+            if partial[at].chunks.len() as u32 == partial[at].meta.chunks {
+                let complete = partial.remove(at);
+                // Of two that were written at once the log may have been cut for the later state.
+                let known = found.checkpoint.as_ref();
+                if known.is_none_or(|known| known.meta.state_offset <= complete.meta.state_offset) {
+                    found.checkpoint = Some(complete);
+                }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::jobs::memory::MemoryLog;
+
+    fn mark(fingerprint: u64) -> StartMark {
+        StartMark {
+            derived_topic_id: "d".to_owned(),
+            source_topic_id: "s".to_owned(),
+            fingerprint,
+            start_offsets: vec![0],
+        }
+    }
+
+    fn meta(id: u64, state_offset: i64, chunks: u32) -> Bytes {
+        let meta = CheckpointMeta {
+            id,
+            state_offset,
+            start: mark(1),
+            chunks,
+            output_ends: Vec::new(),
+        };
+        meta.to_batch(0).unwrap()
+    }
+
+    fn chunk(id: u64, number: u32) -> Bytes {
+        let text = format!("{id}-{number}");
+        chunk_batch(id, number, text.as_bytes(), 0).unwrap()
+    }
+
+    async fn found_in(batches: Vec<Bytes>) -> Found {
+        let log = MemoryLog::default();
+        for batch in batches {
+            log.append_committed(batch);
+        }
+        let log: Arc<dyn JobLog> = Arc::new(log);
+        scan(&log).await.unwrap()
+    }
+
+    fn chunks(found: &Found) -> Vec<&[u8]> {
+        let checkpoint = found.checkpoint.as_ref().unwrap();
+        checkpoint.chunks.iter().map(|chunk| &chunk[..]).collect()
+    }
+
+    #[tokio::test]
+    async fn checkpoints_that_two_brokers_write_at_once_are_not_mixed() {
+        let found = found_in(vec![
+            meta(7, 10, 2),
+            chunk(7, 0),
+            meta(8, 12, 2),
+            chunk(8, 0),
+            chunk(7, 1),
+            chunk(8, 1),
+        ])
+        .await;
+        assert_eq!(chunks(&found), [b"8-0", b"8-1"]);
+    }
+
+    /// Its writer has cut the log up to where its state goes.
+    #[tokio::test]
+    async fn the_checkpoint_with_the_later_state_counts() {
+        let found = found_in(vec![
+            meta(7, 12, 1),
+            meta(8, 10, 1),
+            chunk(7, 0),
+            chunk(8, 0),
+        ])
+        .await;
+        assert_eq!(chunks(&found), [b"7-0"]);
+    }
+
+    #[tokio::test]
+    async fn a_checkpoint_without_all_its_chunks_does_not_count() {
+        let found = found_in(vec![
+            meta(7, 10, 1),
+            chunk(7, 0),
+            meta(8, 12, 3),
+            chunk(8, 0),
+            chunk(8, 2),
+        ])
+        .await;
+        assert_eq!(chunks(&found), [b"7-0"]);
+    }
+
+    #[tokio::test]
+    async fn of_two_that_begin_a_job_the_first_has_begun_it() {
+        let marks = [mark(1), mark(2)].map(|mark| mark.to_batch(0).unwrap());
+        let found = found_in(marks.into()).await;
+        assert_eq!(found.start_mark().unwrap().fingerprint, 1);
     }
 }

@@ -23,6 +23,9 @@ use super::{Clock, JobsConfig};
 /// How long the other tasks of a job may take to end once one has.
 const STOP_TIME_MAX: Duration = Duration::from_secs(10);
 
+/// Between two looks whether a partition has a leader.
+const LOOK_INTERVAL: Duration = Duration::from_millis(100);
+
 /// Everything that a job depends on; when any of it changes the job is started anew.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct JobSpec {
@@ -107,6 +110,7 @@ async fn start(
     let first_internal = internals
         .first()
         .ok_or_else(|| JobError::Permanent("the internal topic has no partitions".to_owned()))?;
+    first_internal.catch_up().await?;
     let found = scan(first_internal).await?;
     let mark = start_mark(spec, &plan, first_internal, &found, &sources, &config.clock).await?;
     let mark = Arc::new(mark);
@@ -138,6 +142,7 @@ async fn start(
         ];
         let task = MergeTask {
             plan: Arc::clone(&plan),
+            broker_id: config.broker_id,
             internal_partition: i32::try_from(index).unwrap_or(i32::MAX),
             source_partitions: spec.source.partitions,
             start: Arc::clone(&mark),
@@ -157,7 +162,10 @@ async fn start(
         tasks.spawn(async move {
             let found = match found {
                 Some(found) => found,
-                None => scan(&task.log).await?,
+                None => {
+                    task.log.catch_up().await?;
+                    scan(&task.log).await?
+                }
             };
             task.run(found).await
         });
@@ -209,7 +217,14 @@ async fn start_mark(
         start_offsets: sources.iter().map(start_offset).collect(),
     };
     log.append(mark.to_batch((clock)())?).await?;
-    Ok(mark)
+    // Another broker may have begun the job at the same time.
+    log.catch_up().await?;
+    let found = scan(log).await?;
+    let mark = found
+        .start_mark()
+        .ok_or_else(|| JobError::Retry("the job's beginning is not in its log yet".to_owned()))?;
+    check_mark(spec, plan, mark)?;
+    Ok(mark.clone())
 }
 
 fn check_mark(spec: &JobSpec, plan: &Plan, mark: &StartMark) -> Result<(), JobError> {
@@ -256,7 +271,7 @@ async fn optional_logs(
     }
 }
 
-/// The logs of all partitions, once this broker leads them.
+/// The logs of all partitions, once they have leaders.
 async fn logs(
     cluster: &Arc<dyn JobCluster>,
     topic: TopicInfo,
@@ -274,7 +289,8 @@ async fn logs(
             if log.is_serving() {
                 break;
             }
-            notify.notified().await;
+            // That a leader elsewhere has become known wakes nobody.
+            drop(tokio::time::timeout(LOOK_INTERVAL, notify.notified()).await);
         }
         logs.push(log);
     }

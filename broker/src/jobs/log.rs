@@ -7,17 +7,28 @@ use futures_util::future::BoxFuture;
 use thiserror::Error;
 use tokio::sync::Notify;
 
-/// The log of one partition that this broker leads.
+/// The log of one partition, wherever it is led.
 pub trait JobLog: Send + Sync + 'static {
     /// Appends one record batch (magic v2, base offset 0). Batches enter the log in call order, whether or not the futures are polled;
     /// each future resolves once its batch has committed, to the batch's first offset.
     fn append(&self, batch: Bytes) -> BoxFuture<'static, Result<i64, LogError>>;
 
     /// Whole batches from the one that holds `offset`, below [`JobLog::stable_offset`]: about `bytes_max` bytes, one batch at least.
-    fn read(&self, offset: i64, bytes_max: usize) -> Result<Chunk, LogError>;
+    fn read(&self, offset: i64, bytes_max: usize) -> BoxFuture<'static, Result<Chunk, LogError>>;
+
+    /// Resolves once the positions here are at least those that the leader has now.
+    fn catch_up(&self) -> BoxFuture<'static, Result<(), LogError>> {
+        Box::pin(std::future::ready(Ok(())))
+    }
 
     /// The first offset that is not both committed and decided: read below it.
     fn stable_offset(&self) -> i64;
+
+    /// The offset up to which the log goes for certain: it may have been heard of appends that
+    /// [`JobLog::stable_offset`] does not show yet.
+    fn appended_end(&self) -> i64 {
+        self.stable_offset()
+    }
 
     /// The offset after the last committed record.
     fn high_watermark(&self) -> i64;
@@ -25,10 +36,10 @@ pub trait JobLog: Send + Sync + 'static {
     /// The first offset that there still is.
     fn start_offset(&self) -> i64;
 
-    /// The epoch in which this broker leads the partition.
+    /// The epoch in which the partition is led.
     fn leader_epoch(&self) -> i32;
 
-    /// This broker leads the partition and may answer for it.
+    /// The partition has a leader that can be asked.
     fn is_serving(&self) -> bool;
 
     /// Registers `waiter` for one notification of the next commit or change of state; register before looking.
@@ -48,12 +59,14 @@ pub struct Chunk {
     pub slices: Vec<Bytes>,
     /// Where to read on; the offset asked for if there was nothing.
     pub next_offset: i64,
+    /// The stable offset at the time of reading.
+    pub stable_offset: i64,
 }
 
 /// Why a log did not do it.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum LogError {
-    #[error("this broker does not lead the partition")]
+    #[error("the partition has another leader, or none")]
     NotLeader,
     #[error("offset {offset} is outside the log, which starts at {start_offset}")]
     OutOfRange { offset: i64, start_offset: i64 },

@@ -32,6 +32,8 @@ struct Inner {
     end: i64,
     /// Last sequences, in-flight ones included.
     tips: HashMap<i64, i32>,
+    /// Last sequences of what has committed.
+    committed_tips: HashMap<i64, i32>,
     waiters: Vec<Weak<Notify>>,
     deleted: bool,
 }
@@ -86,21 +88,21 @@ impl MemoryLog {
             }
         }
         inner.end = inner.committed_end;
-        inner.tips.clear();
         let committed: Vec<BatchHeader> =
             inner.committed.iter().map(|(header, _)| *header).collect();
-        for header in committed {
-            if header.has_producer_id() {
-                inner
-                    .tips
-                    .insert(header.producer_id, header.last_sequence());
-            }
-        }
+        inner.committed_tips = committed
+            .iter()
+            .filter(|header| header.has_producer_id())
+            .map(|header| (header.producer_id, header.last_sequence()))
+            .collect();
+        inner.tips = inner.committed_tips.clone();
         inner.waiters.clear();
     }
 
     pub fn forget_producers(&self) {
-        self.lock().tips.clear();
+        let mut inner = self.lock();
+        inner.tips.clear();
+        inner.committed_tips.clear();
     }
 
     /// All committed records from the log's start.
@@ -136,6 +138,10 @@ impl Inner {
         let header = BatchHeader::parse(&batch).unwrap();
         assert_eq!(header.base_offset, self.committed_end);
         self.committed_end = header.last_offset() + 1;
+        if header.has_producer_id() {
+            self.committed_tips
+                .insert(header.producer_id, header.last_sequence());
+        }
         self.committed.push((header, batch));
     }
 
@@ -198,17 +204,18 @@ impl JobLog for MemoryLog {
         Box::pin(async move { answer.await.unwrap_or(Err(LogError::NotLeader)) })
     }
 
-    fn read(&self, offset: i64, bytes_max: usize) -> Result<Chunk, LogError> {
+    fn read(&self, offset: i64, bytes_max: usize) -> BoxFuture<'static, Result<Chunk, LogError>> {
         let inner = self.lock();
         if offset < inner.start_offset || offset > inner.committed_end {
-            return Err(LogError::OutOfRange {
+            return Box::pin(std::future::ready(Err(LogError::OutOfRange {
                 offset,
                 start_offset: inner.start_offset,
-            });
+            })));
         }
         let mut chunk = Chunk {
             slices: Vec::new(),
             next_offset: offset,
+            stable_offset: inner.committed_end,
         };
         let mut bytes = 0;
         for (header, batch) in &inner.committed {
@@ -222,7 +229,7 @@ impl JobLog for MemoryLog {
             chunk.slices.push(batch.clone());
             chunk.next_offset = header.last_offset() + 1;
         }
-        Ok(chunk)
+        Box::pin(std::future::ready(Ok(chunk)))
     }
 
     fn stable_offset(&self) -> i64 {
@@ -264,7 +271,7 @@ impl JobLog for MemoryLog {
     }
 
     fn last_sequence(&self, producer_id: i64) -> BoxFuture<'static, Result<Option<i32>, LogError>> {
-        let last = self.lock().tips.get(&producer_id).copied();
+        let last = self.lock().committed_tips.get(&producer_id).copied();
         Box::pin(std::future::ready(Ok(last)))
     }
 }
@@ -407,6 +414,10 @@ impl JobCluster for MemoryCluster {
         let topic = topics.values().find(|topic| topic.topic_id == topic_id)?;
         let log = topic.logs.get(partition as usize)?.clone();
         Some(Arc::new(log))
+    }
+
+    fn runs_here(&self, _: &str) -> bool {
+        true
     }
 
     fn create_topic(&self, new: NewJobTopic) -> BoxFuture<'static, Result<(), String>> {

@@ -41,6 +41,7 @@ pub struct MergeHandle {
 /// All that a merge task is given.
 pub struct MergeTask {
     pub plan: Arc<Plan>,
+    pub broker_id: i32,
     pub internal_partition: i32,
     pub source_partitions: i32,
     pub start: Arc<StartMark>,
@@ -142,7 +143,7 @@ impl Running {
                 return self.finish().await;
             }
             self.task.log.wake(&notify);
-            let progressed = self.apply_available()?;
+            let progressed = self.apply_available().await?;
             self.answer_requests();
             self.publish();
             if self.checkpoints.is_due((self.task.clock)()) {
@@ -159,7 +160,7 @@ impl Running {
                 changed = stop.changed() => if changed.is_err() { return self.finish().await; },
                 Some(reply) = self.task.requests.recv() => {
                     // Everything that combine has had answered is below.
-                    self.waiting.push((self.task.log.stable_offset(), reply));
+                    self.waiting.push((self.task.log.appended_end(), reply));
                 }
                 answered = self.outputs.next_answer(), if !self.outputs.is_drained() => answered?,
                 written = self.checkpoints.advance((self.task.clock)()), if self.checkpoints.is_writing() => written?,
@@ -171,12 +172,12 @@ impl Running {
     }
 
     /// Applies one piece of the log; false if there is none or outputs have to leave first.
-    fn apply_available(&mut self) -> Result<bool, JobError> {
+    async fn apply_available(&mut self) -> Result<bool, JobError> {
         let end = self.task.log.stable_offset();
         if self.position >= end || self.outputs.is_full() {
             return Ok(false);
         }
-        let chunk = self.task.log.read(self.position, READ_BYTES_MAX)?;
+        let chunk = self.task.log.read(self.position, READ_BYTES_MAX).await?;
         for slice in &chunk.slices {
             for batch in BatchIter::new(slice.clone()) {
                 let (header, batch) =
@@ -237,12 +238,16 @@ impl Running {
     async fn begin_checkpoint(&mut self) -> Result<(), JobError> {
         self.outputs.drain().await?;
         let snapshot = self.merger.snapshot();
+        let now_ms = (self.task.clock)();
         let meta = CheckpointMeta {
+            // A broker begins no two in a millisecond.
+            id: u64::from(self.task.broker_id.unsigned_abs()) << 42
+                | (now_ms.unsigned_abs() & ((1 << 42) - 1)),
+            state_offset: self.merger.next_offset(),
             start: StartMark::clone(&self.task.start),
             chunks: u32::try_from(snapshot.len()).unwrap_or(u32::MAX),
             output_ends: self.outputs.ends(),
         };
-        let now_ms = (self.task.clock)();
         self.checkpoints
             .begin(&meta, snapshot, self.merger.next_offset(), now_ms)
     }

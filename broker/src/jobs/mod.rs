@@ -15,6 +15,7 @@ mod broker_cluster;
 pub mod check;
 mod checkpoint;
 pub mod cluster;
+mod cluster_log;
 mod combine_task;
 mod error;
 mod internal;

@@ -257,11 +257,12 @@ async fn find_last_sequence(
     producer_id: i64,
     from: i64,
 ) -> Result<Option<i32>, JobError> {
+    log.catch_up().await?;
     let end = log.high_watermark();
     let mut offset = from.max(log.start_offset());
     let mut last = None;
     while offset < end {
-        let chunk = log.read(offset, READ_BYTES_MAX)?;
+        let chunk = log.read(offset, READ_BYTES_MAX).await?;
         for slice in &chunk.slices {
             for batch in BatchIter::new(slice.clone()) {
                 let (header, _) =

@@ -13,6 +13,8 @@ pub enum JobState {
     #[default]
     Waiting,
     Running,
+    /// Another broker runs it: the leader of its internal topic's first partition.
+    Elsewhere,
     /// It has stopped for the reason given; where that may pass it is tried again.
     Failed,
 }

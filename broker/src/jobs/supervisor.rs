@@ -18,7 +18,9 @@ use super::status::{JobState, StatusCell, StatusRegistry};
 use super::{INTERNAL_TOPIC_PREFIX, JobsConfig, internal_topic};
 
 const RETRY_MIN: Duration = Duration::from_millis(500);
-const RETRY_MAX: Duration = Duration::from_secs(60);
+const RETRY_MAX: Duration = Duration::from_secs(10);
+/// One that has run for so long does not fail at once again.
+const STEADY_AFTER: Duration = Duration::from_secs(5);
 
 /// Follows the metadata until it is stopped; then ends all jobs in good order.
 pub async fn supervise(
@@ -40,6 +42,7 @@ pub async fn supervise(
         changes.borrow_and_update();
         supervisor.reconcile().await;
         let retry_at = supervisor.retry_at();
+        let places = places_changed(Arc::clone(&supervisor.cluster), supervisor.places());
         tokio::select! {
             biased;
             _ = stop.wait_for(|stop| *stop) => break,
@@ -48,12 +51,24 @@ pub async fn supervise(
                 supervisor.ended(ended);
             }
             () = sleep_until(retry_at), if retry_at.is_some() => {}
+            () = places => {}
         }
     }
     for job in supervisor.jobs.values() {
         job.stop.send_replace(true);
     }
     while supervisor.tasks.join_next().await.is_some() {}
+}
+
+/// Returns when a job has come to be this broker's to run, or no longer is.
+async fn places_changed(cluster: Arc<dyn JobCluster>, places: Vec<(String, bool)>) {
+    loop {
+        tokio::time::sleep(PLACES_INTERVAL).await;
+        let mut places = places.iter();
+        if places.any(|(internal, here)| cluster.runs_here(internal) != *here) {
+            return;
+        }
+    }
 }
 
 async fn sleep_until(at: Option<Instant>) {
@@ -78,13 +93,20 @@ struct SupervisedJob {
     stop: watch::Sender<bool>,
     /// With what it ended for good; a change may mend that.
     dead: Option<JobSpec>,
+    /// As it was last looked at.
+    runs_here: bool,
     retry_at: Option<Instant>,
     retry_delay: Duration,
     started_at: Option<Instant>,
 }
 
+/// Between two looks at who is to run which job.
+const PLACES_INTERVAL: Duration = Duration::from_millis(100);
+
 /// Why a job is not started.
 enum NotYet {
+    /// It is another broker's.
+    Elsewhere,
     /// The metadata has to change.
     Waiting(String),
     Failed(String),
@@ -118,6 +140,11 @@ impl Supervisor {
         job.retry_at = None;
         let plan = job.plan.clone();
         let status = self.statuses.cell(&topic.name);
+        job.runs_here = self.cluster.runs_here(&internal_topic(&topic.name));
+        if !job.runs_here {
+            self.hold(&topic.name, NotYet::Elsewhere, &status);
+            return;
+        }
         let prepared = match plan {
             Ok(plan) => {
                 status.update(|status| status.source_topic.clone_from(&plan.source.topic));
@@ -128,6 +155,10 @@ impl Supervisor {
             Err(mistakes) => Err(NotYet::Failed(mistakes)),
         };
         match prepared {
+            // The internal topic has just been made, and another broker leads it.
+            Ok(_) if !self.cluster.runs_here(&internal_topic(&topic.name)) => {
+                self.hold(&topic.name, NotYet::Elsewhere, &status);
+            }
             Ok((spec, plan)) => self.start_or_replace(spec, plan, status),
             Err(reason) => self.hold(&topic.name, reason, &status),
         }
@@ -176,6 +207,11 @@ impl Supervisor {
             job.stop.send_replace(true);
         }
         let (state, reason) = match reason {
+            NotYet::Elsewhere => {
+                job.dead = None;
+                status.set(JobState::Elsewhere, None);
+                return;
+            }
             NotYet::Waiting(reason) => (JobState::Waiting, reason),
             NotYet::Failed(reason) => (JobState::Failed, reason),
             NotYet::Retry(reason) => {
@@ -256,6 +292,9 @@ impl Supervisor {
             if declared.contains(name) || self.jobs.contains_key(name) {
                 continue;
             }
+            if !self.cluster.runs_here(&topic) {
+                continue;
+            }
             if let Err(reason) = self.cluster.delete_topic(&topic).await {
                 tracing::warn!(
                     topic,
@@ -264,6 +303,13 @@ impl Supervisor {
                 );
             }
         }
+    }
+
+    /// By internal topic, whether its job was found to be this broker's.
+    fn places(&self) -> Vec<(String, bool)> {
+        let jobs = self.jobs.iter();
+        jobs.map(|(name, job)| (internal_topic(name), job.runs_here))
+            .collect()
     }
 
     fn retry_at(&self) -> Option<Instant> {
@@ -279,18 +325,18 @@ impl SupervisedJob {
             running: None,
             stop: watch::channel(false).0,
             dead: None,
+            runs_here: false,
             retry_at: None,
             retry_delay: RETRY_MIN,
             started_at: None,
         }
     }
 
-    /// One that ran for long has not failed again and again.
     fn retry_later(&mut self) {
         if self
             .started_at
             .take()
-            .is_some_and(|at| at.elapsed() > RETRY_MAX)
+            .is_some_and(|at| at.elapsed() > STEADY_AFTER)
         {
             self.retry_delay = RETRY_MIN;
         }

@@ -51,6 +51,8 @@ struct World {
     random: Random,
     time_ms: i64,
     policy: CheckpointPolicy,
+    /// A second broker takes the job for its own, too.
+    has_rival: bool,
 }
 
 impl World {
@@ -66,6 +68,7 @@ impl World {
                 applied_bytes: 600,
                 interval_ms: 5000,
             },
+            has_rival: false,
         }
     }
 
@@ -132,6 +135,15 @@ impl World {
             let (stop, stopped) = watch::channel(false);
             let stop = Arc::new(stop);
             let cluster = Arc::clone(&self.cluster);
+            if self.has_rival {
+                let config = JobsConfig {
+                    broker_id: 2,
+                    ..config.clone()
+                };
+                let statuses = Arc::new(StatusRegistry::default());
+                let (cluster, stopped) = (Arc::clone(&cluster), stopped.clone());
+                tokio::spawn(supervise(cluster, config, statuses, stopped));
+            }
             let supervisor =
                 tokio::spawn(supervise(cluster, config, Arc::clone(&statuses), stopped));
             scenario(statuses, Arc::clone(&stop), supervisor).await
@@ -269,6 +281,37 @@ fn results_are_exact_through_crashes_at_any_point() {
             let random = &mut world.random;
             cluster.crash(|| random.below(4) as usize);
         }
+        world.finish();
+        world.check();
+    }
+}
+
+/// A leader that was deposed and does not know it yet, or one that takes long to stop.
+#[test]
+fn results_are_exact_while_two_brokers_run_one_job() {
+    let seeds = std::env::var("JOBS_SEEDS").ok();
+    for seed in 0..seeds.map_or(60, |seeds| seeds.parse().unwrap()) {
+        let mut world = World::new(seed, 1 + seed as usize % 3, 1 + seed as usize / 3 % 3);
+        for _ in 0..8 {
+            for _ in 0..world.random.below(6) {
+                world.produce();
+            }
+            world.cluster.crash.arm(1 + world.random.below(60) as i64);
+            let refused = world.random.below(80) as i64;
+            world.cluster.crash.arm_failure(refused);
+            world.has_rival = world.random.below(3) > 0;
+            let time = Duration::from_millis(world.random.below(6000));
+            world.live(|_, _, _| async {
+                tokio::select! {
+                    () = world.cluster.crash.reached.notified() => {}
+                    () = tokio::time::sleep(time) => {}
+                }
+            });
+            let cluster = Arc::clone(&world.cluster);
+            let random = &mut world.random;
+            cluster.crash(|| random.below(4) as usize);
+        }
+        world.has_rival = false;
         world.finish();
         world.check();
     }

@@ -1,0 +1,110 @@
+//! The seed case on three brokers: every window exact, whoever leads what, and whoever dies.
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+use streamgauge_tests::cluster::{Cluster, NODES};
+use streamgauge_tests::seed_case::{ORDERS, SeedCase};
+
+const TIME_MAX: Duration = Duration::from_secs(280);
+const MOVE_TIME_MAX: Duration = Duration::from_secs(30);
+const PAUSE_TIME: Duration = Duration::from_secs(4);
+
+/// Its first partition's leader runs the job.
+const INTERNAL: &str = "__aggregation-orders-per-minute";
+const SOURCE: &str = "orders";
+const LATE: &str = "orders-late";
+const DERIVED: &str = "orders-per-minute";
+
+#[derive(Debug, Clone, Copy)]
+enum End {
+    Kill,
+    Terminate,
+    Pause,
+    /// Its replica is moved away, and comes back.
+    Move,
+}
+
+#[test]
+fn the_seed_case_comes_out_exact_on_three_brokers() {
+    through("cluster-seed-case", None, &[]);
+}
+
+#[test]
+fn the_seed_case_comes_out_exact_through_the_ends_of_leaders() {
+    through(
+        "cluster-seed-case-ends",
+        None,
+        &[
+            (INTERNAL, 0, End::Kill),
+            (SOURCE, 1, End::Kill),
+            (DERIVED, 2, End::Kill),
+            (INTERNAL, 0, End::Terminate),
+            (INTERNAL, 0, End::Pause),
+            (SOURCE, 2, End::Terminate),
+            (INTERNAL, 3, End::Kill),
+            (DERIVED, 0, End::Pause),
+        ],
+    );
+}
+
+/// Most of what the job reads and writes is on other brokers only, and goes from one to the other.
+#[test]
+fn the_seed_case_comes_out_exact_across_brokers() {
+    through(
+        "cluster-seed-case-across",
+        Some("1"),
+        &[
+            (SOURCE, 0, End::Move),
+            (INTERNAL, 0, End::Move),
+            (DERIVED, 1, End::Move),
+            (LATE, 2, End::Move),
+            (INTERNAL, 0, End::Kill),
+            (SOURCE, 1, End::Kill),
+        ],
+    );
+}
+
+fn through(name: &str, replicas: Option<&str>, ends: &[(&str, i32, End)]) {
+    let mut cluster = Cluster::start(name);
+    let Some(mut case) = SeedCase::start(&cluster.bootstrap(), replicas, TIME_MAX) else {
+        return;
+    };
+    for (number, (topic, partition, end)) in ends.iter().enumerate() {
+        let produced = ORDERS * (number + 1) / (ends.len() + 1);
+        assert!(case.wait_until_produced(produced), "{produced} orders");
+        let leader = cluster.leader(topic, *partition);
+        println!("{end:?} of the leader of {topic}-{partition}, broker {leader}");
+        match end {
+            End::Kill => cluster.kill(leader),
+            End::Terminate => cluster.stop(leader),
+            End::Pause => {
+                let begun = Instant::now();
+                cluster.pause(leader);
+                let next = cluster.leader(topic, *partition);
+                while begun.elapsed() < PAUSE_TIME {
+                    cluster.assert_runs(next);
+                    thread::sleep(Duration::from_millis(50));
+                }
+                cluster.resume(leader);
+                continue;
+            }
+            End::Move => {
+                let others: Vec<i32> = NODES.into_iter().filter(|id| *id != leader).collect();
+                let last = others.last().expect("three brokers");
+                for replicas in [&others[..], &[*last]] {
+                    cluster.reassign(topic, *partition, Some(replicas));
+                    cluster.wait_until_moved(MOVE_TIME_MAX);
+                }
+                continue;
+            }
+        }
+        if replicas.is_none() {
+            // Nobody else can lead what has one replica.
+            cluster.leader(topic, *partition);
+        }
+        cluster.launch(leader);
+        cluster.wait_until_whole();
+    }
+    case.finish();
+}
