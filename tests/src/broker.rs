@@ -372,12 +372,18 @@ fn format_kafka(directory: &Path, port: u16, settings: &[String]) {
 /// A port that nothing listens on, below the range from which the kernel takes ports for outgoing connections, so that it
 /// is still free when a killed broker starts again.
 pub fn free_port() -> u16 {
+    free_ports(1)
+}
+
+/// The first of so many such ports in a row.
+pub fn free_ports(count: u16) -> u16 {
     static NEXT: AtomicU16 = AtomicU16::new(0);
     let start = (std::process::id() % 600) as u16 * 20;
     for _ in 0..12_000 {
-        let port = 20_000 + (start + NEXT.fetch_add(1, Ordering::Relaxed)) % 12_000;
-        if TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok() {
-            return port;
+        let first = 20_000 + (start + NEXT.fetch_add(count, Ordering::Relaxed)) % 12_000;
+        let is_free = |port| TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok();
+        if (first..first + count).all(is_free) {
+            return first;
         }
     }
     panic!("no free port between 20000 and 32000");

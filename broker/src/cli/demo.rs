@@ -1,11 +1,14 @@
-//! `demo`: a broker, the examples' aggregations, a shop's traffic and its results, in one process.
+//! `demo`: a broker, the examples' aggregations, a shop's traffic and its results, in one process; or
+//! several brokers as processes of their own.
 //!
 //! All parts speak to the broker as any client does: the topics are created, the declarations applied, records produced and results
 //! consumed over its socket. Data stays in the directory, so a second start goes on.
 
+mod brokers;
 mod events;
 mod show;
 
+use std::path::Path;
 use std::time::Duration;
 
 use clap::Args;
@@ -26,6 +29,7 @@ use crate::client::{
 };
 use crate::config::{BrokerConfig, ConfigLoader};
 use crate::server;
+use brokers::Brokers;
 use events::{EventGenerator, Stream};
 use show::Screen;
 
@@ -61,6 +65,10 @@ pub(super) struct DemoArgs {
     /// Where the broker listens.
     #[arg(long, default_value = "127.0.0.1:9092", value_name = "HOST:PORT")]
     listen: String,
+    /// So many brokers, each a process of its own, that form a cluster: the others listen on the ports after
+    /// that of --listen, and talk to each other on those a hundred above.
+    #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=9))]
+    brokers: u16,
     /// Events a second.
     #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u32).range(1..=20_000))]
     rate: u32,
@@ -72,16 +80,50 @@ pub(super) struct DemoArgs {
 pub(super) async fn run(args: &DemoArgs) -> Result<(), CommandError> {
     log_to_stderr(EnvFilter::new("warn"));
     let mut stopped = std::pin::pin!(stop_signal());
+    if args.brokers > 1 {
+        let mut stopped = std::pin::pin!(async { drop(stopped.await) });
+        return run_several(args, stopped.as_mut()).await;
+    }
     let running = server::start(config(args)?)
         .await
         .map_err(|error| CommandError::Refused(error.to_string()))?;
     let address = running.address.to_string();
+    let place = format!(
+        "a broker listens on {address}, its data is in {}\n",
+        args.data_dir
+    );
     let result = tokio::select! {
-        result = show_all(args, &address) => result,
+        result = show_all(args, &address, &place) => result,
         _ = &mut stopped => Ok(()),
     };
     eprintln!("stopping");
     running.stop().await;
+    result
+}
+
+async fn run_several(
+    args: &DemoArgs,
+    stopped: impl Future<Output = ()>,
+) -> Result<(), CommandError> {
+    let directory = Path::new(&args.data_dir);
+    let mut stopped = std::pin::pin!(stopped);
+    let mut brokers = tokio::select! {
+        brokers = Brokers::start(args.brokers, &args.listen, directory) => brokers?,
+        () = &mut stopped => return Ok(()),
+    };
+    let address = brokers.bootstrap();
+    let place = format!(
+        "{} brokers form a cluster, every topic is on all of them; kill one and watch:\n{}",
+        args.brokers,
+        brokers.describe()
+    );
+    let result = tokio::select! {
+        result = show_all(args, &address, &place) => result,
+        result = brokers.watch() => result,
+        () = &mut stopped => Ok(()),
+    };
+    eprintln!("stopping");
+    brokers.stop().await;
     result
 }
 
@@ -95,7 +137,7 @@ fn config(args: &DemoArgs) -> Result<BrokerConfig, CommandError> {
     finish(loader)
 }
 
-async fn show_all(args: &DemoArgs, address: &str) -> Result<(), CommandError> {
+async fn show_all(args: &DemoArgs, address: &str, place: &str) -> Result<(), CommandError> {
     let mut client = connect(address).await?;
     let declarations = declarations();
     let mut shown = Vec::new();
@@ -118,7 +160,7 @@ async fn show_all(args: &DemoArgs, address: &str) -> Result<(), CommandError> {
     }
     shown.sort();
     shown.dedup();
-    introduce(args, address, &declarations, new)?;
+    introduce(args, address, place, &declarations, new)?;
 
     let mut consumer = Consumer::new(client, ConsumerOptions::default());
     for topic in &shown {
@@ -141,12 +183,12 @@ async fn show_all(args: &DemoArgs, address: &str) -> Result<(), CommandError> {
 fn introduce(
     args: &DemoArgs,
     address: &str,
+    place: &str,
     declarations: &[Declaration],
     new: usize,
 ) -> Result<(), CommandError> {
     let mut text = format!(
-        "a broker listens on {address}, its data is in {}\n{} events a second go to orders, views and requests; {} aggregations {}:\n",
-        args.data_dir,
+        "{place}{} events a second go to orders, views and requests; {} aggregations {}:\n",
         args.rate,
         declarations.len(),
         if new == 0 { "go on" } else { "begin" },

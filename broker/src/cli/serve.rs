@@ -27,6 +27,10 @@ pub(super) struct ServeArgs {
     /// This broker's number in its cluster. Default: 1.
     #[arg(long, value_name = "N")]
     node_id: Option<String>,
+    /// The brokers that vote in the cluster, this one among them, and where they talk to each other; the same list on
+    /// each. Sets controller.quorum.voters.
+    #[arg(long, value_name = "ID@HOST:PORT,…")]
+    peers: Option<String>,
     /// Any setting by its name, as num.partitions=4; may be repeated.
     #[arg(long, value_name = "KEY=VALUE", value_parser = key_value)]
     set: Vec<(String, String)>,
@@ -68,6 +72,9 @@ fn load(args: &ServeArgs) -> Result<BrokerConfig, CommandError> {
     }
     if let Some(node_id) = &args.node_id {
         loader.flag("--node-id", "node.id", node_id);
+    }
+    if let Some(peers) = &args.peers {
+        loader.flag("--peers", "controller.quorum.voters", peers);
     }
     match args.log_format {
         Some(LogFormatArg::Text) => loader.flag("--log-format", "streamgauge.log.format", "text"),
