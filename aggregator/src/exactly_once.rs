@@ -40,6 +40,8 @@ enum Step {
         internal: usize,
     },
     CrashCombiner,
+    /// Another broker, which takes the job for its own as well, goes on with its combiner, where that stood.
+    SwitchCombiner,
     CrashMerger {
         internal: usize,
     },
@@ -56,6 +58,7 @@ fn step() -> impl Strategy<Value = Step> {
         3 => (0usize..3).prop_map(|internal| Step::Merge { internal }),
         1 => (0usize..3).prop_map(|internal| Step::Snapshot { internal }),
         1 => Just(Step::CrashCombiner),
+        1 => Just(Step::SwitchCombiner),
         1 => (0usize..3).prop_map(|internal| Step::CrashMerger { internal }),
         1 => Just(Step::Wait),
     ]
@@ -102,6 +105,9 @@ struct World {
     sources: Vec<SourceLog>,
     internals: Vec<InternalPartition>,
     combiner: Combiner<TextJob>,
+    combiner_id: i32,
+    /// Of the broker that does nothing just now.
+    other_combiner: Option<Combiner<TextJob>>,
     sent: Vec<PartialBatch>,
     now_ms: i64,
     refused: bool,
@@ -216,6 +222,8 @@ impl World {
             sources,
             internals,
             combiner,
+            combiner_id: 0,
+            other_combiner: None,
             sent: Vec::new(),
             now_ms: 0,
             refused: false,
@@ -225,10 +233,17 @@ impl World {
     }
 
     fn start_combiner(&mut self) {
-        let mut combiner = Combiner::new(
-            self.job.clone(),
-            CombinerConfig::new(self.internals.len() as i32, self.sources.len() as i32),
-        );
+        self.combiner = self.new_combiner();
+        self.refused = false;
+    }
+
+    /// One that knows what the mergers have.
+    fn new_combiner(&mut self) -> Combiner<TextJob> {
+        let config = CombinerConfig {
+            combiner_id: self.combiner_id,
+            ..CombinerConfig::new(self.internals.len() as i32, self.sources.len() as i32)
+        };
+        let mut combiner = Combiner::new(self.job.clone(), config);
         for (index, internal) in self.internals.iter_mut().enumerate() {
             internal.merge();
             let merger = &internal.merger;
@@ -244,8 +259,7 @@ impl World {
         for source in 0..self.sources.len() {
             combiner.assign_source(source as i32, 1, 0, self.now_ms);
         }
-        self.combiner = combiner;
-        self.refused = false;
+        combiner
     }
 
     /// The batch that holds or follows an offset.
@@ -332,6 +346,12 @@ impl World {
                 internal.snapshot = Some((internal.applied, internal.merger.snapshot()));
             }
             Step::CrashCombiner => self.start_combiner(),
+            Step::SwitchCombiner => {
+                self.combiner_id = 1 - self.combiner_id;
+                let other = self.other_combiner.take();
+                let other = other.unwrap_or_else(|| self.new_combiner());
+                self.other_combiner = Some(std::mem::replace(&mut self.combiner, other));
+            }
             Step::CrashMerger { internal } => {
                 let index = internal % internals;
                 self.internals[index].crash(&self.job, index, self.sources.len());

@@ -7,6 +7,8 @@
 //! **Taking a batch.** A batch is taken if every cover in it begins where the merger's cover of that source partition ends and its
 //! leader epoch is not older than the last (where it has none the cover must be an initial one); else it is refused entirely ([`Outputs::refused`]): it is a replay, or its sender has lost
 //! the source's leadership or is ahead of a batch that was lost. The sender then starts anew from the merger's covers.
+//! Nor is it taken if the merger's watermark is above the batch's limit: for a moment two brokers may combine the same sources, and
+//! what one has folded while it knew little of one source would be rows of windows that the other's covers of it have closed.
 //!
 //! **Time.** The watermark is the least over all source partitions of the job that are not marked idle; one that has never reported
 //! holds it back. After a batch's rows are in and its late candidates judged, the watermark advances and every window whose last
@@ -118,14 +120,24 @@ pub struct DeadLetterRecord {
     pub sequence: u64,
 }
 
-/// A batch that was not taken, and the first cover that did not fit.
+/// A batch that was not taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Refusal {
     /// Whose batch it was: if it is a running combiner's, that one starts anew; a refused replay needs nothing.
     pub combiner_id: i32,
-    pub cover: Cover,
-    /// What the merger has of that source partition.
-    pub known: Option<SourceCover>,
+    pub reason: RefusalReason,
+}
+
+/// Why a batch was not taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RefusalReason {
+    /// The first cover that does not go on from what the merger has of that source partition.
+    Cover {
+        cover: Cover,
+        known: Option<SourceCover>,
+    },
+    /// The merger's watermark is above the batch's limit.
+    Watermark { limit: i64, reached: i64 },
 }
 
 /// What one batch brought about.
@@ -324,7 +336,7 @@ impl<J: Job> Merger<J> {
     }
 
     fn refusal(&self, header: &PartialHeader) -> Option<Refusal> {
-        header.covers.iter().find_map(|cover| {
+        let of_cover = header.covers.iter().find_map(|cover| {
             let known = self.sources.get(&cover.source_partition).copied();
             let fits = match known {
                 None => cover.initial,
@@ -332,11 +344,20 @@ impl<J: Job> Merger<J> {
                     cover.from_offset == known.to_offset && cover.leader_epoch >= known.leader_epoch
                 }
             };
-            (!fits).then_some(Refusal {
-                combiner_id: header.combiner_id,
+            (!fits).then_some(RefusalReason::Cover {
                 cover: *cover,
                 known,
             })
+        });
+        let of_watermark = || {
+            (self.watermark > header.watermark_limit).then_some(RefusalReason::Watermark {
+                limit: header.watermark_limit,
+                reached: self.watermark,
+            })
+        };
+        Some(Refusal {
+            combiner_id: header.combiner_id,
+            reason: of_cover.or_else(of_watermark)?,
         })
     }
 

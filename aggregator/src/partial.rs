@@ -3,7 +3,7 @@
 //! One flush appends one record batch to an internal partition, so that it is there entirely or not at all:
 //!
 //! ```text
-//! record 0   header:  version u8 = 1 | combiner signed32 | source partitions of the job unsigned
+//! record 0   header:  version u8 = 2 | combiner signed32 | source partitions of the job unsigned | watermark limit signed
 //!                     | records that follow unsigned | covers: count, then each
 //!                       source signed32 | leader epoch signed32 | from signed | to - from unsigned | watermark signed
 //!                       | flags u8 (1 idle, 2 initial)
@@ -17,13 +17,15 @@
 //!
 //! A [`Cover`] says which offsets of a source partition the batch accounts for, also where they hold no records. For each internal
 //! partition the covers of a source follow one another without gap or overlap; merge takes a batch only if all its covers do.
+//! Version 1 has no watermark limit.
 
 use bytes::Bytes;
 
 use crate::codec::{CodecError, Reader, put_bytes, put_optional_bytes, put_signed, put_unsigned};
 use crate::window::Window;
 
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
+const VERSION_WITHOUT_LIMIT: u8 = 1;
 const KIND_ROWS: u8 = 1;
 const KIND_LATE_CANDIDATE: u8 = 2;
 const KIND_DEAD_LETTER: u8 = 3;
@@ -55,6 +57,9 @@ pub struct PartialHeader {
     pub combiner_id: i32,
     /// How many partitions the source topic has, as far as the combiner knows: the job's watermark waits for all of them.
     pub source_partition_count: i32,
+    /// The rows are of windows that are open at this watermark of merge's. If merge has come further, by the covers of another
+    /// combiner of the same sources, it must not take them. The end of time if merge's watermark need not be known.
+    pub watermark_limit: i64,
     /// How many records follow in the batch.
     pub records: u32,
     pub covers: Vec<Cover>,
@@ -148,24 +153,14 @@ impl PartialBatchBuilder {
         self.records.push(record);
     }
 
-    pub fn finish(
-        mut self,
-        internal_partition: i32,
-        combiner_id: i32,
-        source_partition_count: i32,
-        covers: &[Cover],
-    ) -> PartialBatch {
+    /// The header is that of the batch but for the count of its records, which is set here.
+    pub fn finish(mut self, internal_partition: i32, header: PartialHeader) -> PartialBatch {
         if !self.rows.is_empty() {
             self.records
                 .push(Bytes::from(std::mem::take(&mut self.rows)));
         }
         let mut records = Vec::with_capacity(self.records.len() + 1);
-        records.push(Bytes::from(encode_header(
-            combiner_id,
-            source_partition_count,
-            self.records.len(),
-            covers,
-        )));
+        records.push(Bytes::from(encode_header(&header, self.records.len())));
         records.append(&mut self.records);
         PartialBatch {
             internal_partition,
@@ -174,19 +169,15 @@ impl PartialBatchBuilder {
     }
 }
 
-fn encode_header(
-    combiner_id: i32,
-    source_partition_count: i32,
-    records: usize,
-    covers: &[Cover],
-) -> Vec<u8> {
-    let mut out = Vec::with_capacity(16 + covers.len() * 24);
+fn encode_header(header: &PartialHeader, records: usize) -> Vec<u8> {
+    let mut out = Vec::with_capacity(24 + header.covers.len() * 24);
     out.push(VERSION);
-    put_signed(&mut out, i64::from(combiner_id));
-    put_signed(&mut out, i64::from(source_partition_count));
+    put_signed(&mut out, i64::from(header.combiner_id));
+    put_signed(&mut out, i64::from(header.source_partition_count));
+    put_signed(&mut out, header.watermark_limit);
     put_unsigned(&mut out, records as u64);
-    put_unsigned(&mut out, covers.len() as u64);
-    for cover in covers {
+    put_unsigned(&mut out, header.covers.len() as u64);
+    for cover in &header.covers {
         put_cover(&mut out, cover);
     }
     out
@@ -338,12 +329,16 @@ pub fn encode_dead_letter(reason: &str, record: &SourceRecord) -> Bytes {
 /// Reads the first record of a batch.
 pub fn decode_header(bytes: &[u8]) -> Result<PartialHeader, CodecError> {
     let mut reader = Reader::new("partial header", bytes);
-    match reader.byte()? {
-        VERSION => {}
-        other => return Err(reader.unknown(u64::from(other))),
+    let version = reader.byte()?;
+    if !(VERSION_WITHOUT_LIMIT..=VERSION).contains(&version) {
+        return Err(reader.unknown(u64::from(version)));
     }
     let combiner_id = reader.signed32()?;
     let source_partition_count = reader.signed32()?;
+    let watermark_limit = match version {
+        VERSION_WITHOUT_LIMIT => i64::MAX,
+        _ => reader.signed()?,
+    };
     let records = reader.unsigned32()?;
     let mut covers = Vec::new();
     for _ in 0..reader.count()? {
@@ -353,6 +348,7 @@ pub fn decode_header(bytes: &[u8]) -> Result<PartialHeader, CodecError> {
     Ok(PartialHeader {
         combiner_id,
         source_partition_count,
+        watermark_limit,
         records,
         covers,
     })
@@ -444,7 +440,14 @@ mod tests {
             idle: true,
             initial: true,
         };
-        builder.finish(1, 5, 4, &[cover])
+        let header = PartialHeader {
+            combiner_id: 5,
+            source_partition_count: 4,
+            watermark_limit: -3,
+            records: 0,
+            covers: vec![cover],
+        };
+        builder.finish(1, header)
     }
 
     #[test]
@@ -459,6 +462,7 @@ mod tests {
             ),
             (5, 4, 3)
         );
+        assert_eq!(header.watermark_limit, -3);
         assert_eq!(header.covers[0].to_offset, 78);
         assert!(header.covers[0].idle);
         let mut rows = 0;
@@ -483,6 +487,16 @@ mod tests {
             }
         }
         assert_eq!(rows, 2);
+    }
+
+    #[test]
+    fn a_header_of_the_first_version_has_no_watermark_limit() {
+        let bytes = [1, 10, 8, 3, 0];
+        let header = decode_header(&bytes).unwrap();
+        assert_eq!(
+            (header.combiner_id, header.watermark_limit, header.records),
+            (5, i64::MAX, 3)
+        );
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use super::{Combiner, SourceCover};
 use crate::job::Job;
-use crate::partial::{Cover, PartialBatch};
+use crate::partial::{Cover, PartialBatch, PartialHeader};
 use crate::watermark::{SourceWatermark, least_active};
 use crate::window::WindowAssigner;
 
@@ -68,6 +68,11 @@ impl<J: Job> Combiner<J> {
         }
         internal.sent_at_ms = Some(now_ms);
         internal.has_data = false;
+        let watermark_limit = match sole {
+            true => internal.watermark,
+            // The covers of others move it as well, and what could be closed by them goes whole.
+            false => i64::MAX,
+        };
         let sources = &self.sources;
         let told = internal
             .sent
@@ -87,18 +92,19 @@ impl<J: Job> Combiner<J> {
         }
         self.internal_watermark_max = self.internal_watermark_max.max(internal.watermark);
         let builder = std::mem::take(&mut internal.builder);
-        let batch = builder.finish(
-            index as i32,
-            self.config.combiner_id,
-            self.config.source_partition_count,
-            &covers,
-        );
         for cover in covers.iter().filter(|cover| cover.idle) {
             if let Some(source) = self.sources.get_mut(&cover.source_partition) {
                 source.unconfirmed = true;
             }
         }
-        Some(batch)
+        let header = PartialHeader {
+            combiner_id: self.config.combiner_id,
+            source_partition_count: self.config.source_partition_count,
+            watermark_limit,
+            records: 0,
+            covers,
+        };
+        Some(builder.finish(index as i32, header))
     }
 }
 

@@ -127,7 +127,24 @@ impl Builder {
         source_partitions: i32,
         covers: &[Cover],
     ) -> PartialBatch {
-        self.0.finish(0, combiner_id, source_partitions, covers)
+        self.finish(combiner_id, source_partitions, i64::MAX, covers)
+    }
+
+    fn finish(
+        self,
+        combiner_id: i32,
+        source_partition_count: i32,
+        watermark_limit: i64,
+        covers: &[Cover],
+    ) -> PartialBatch {
+        let header = PartialHeader {
+            combiner_id,
+            source_partition_count,
+            watermark_limit,
+            records: 0,
+            covers: covers.to_vec(),
+        };
+        self.0.finish(0, header)
     }
 }
 
@@ -242,14 +259,37 @@ fn a_replayed_batch_is_refused_whole() {
     let mut log = Log::new(1);
     log.append(batch().row(0, "a", &[1]).covers(&[cover(0, 0, 1, 5)]));
     let outputs = log.append(batch().row(0, "a", &[1]).covers(&[cover(0, 0, 1, 5)]));
-    let refusal = outputs.refused.unwrap();
-    assert_eq!(
-        (refusal.cover.from_offset, refusal.known.unwrap().to_offset),
-        (0, 1)
-    );
+    let RefusalReason::Cover {
+        cover: refused,
+        known,
+    } = outputs.refused.unwrap().reason
+    else {
+        panic!("{outputs:?}");
+    };
+    assert_eq!((refused.from_offset, known.unwrap().to_offset), (0, 1));
     let outputs = log.append(batch().covers(&[cover(0, 1, 2, 9)]));
     assert_eq!(texts(&outputs), ["0..10 a: 1 1 1 1 1"]);
     assert_eq!(log.merger.counters().batches_refused, 1);
+}
+
+#[test]
+fn rows_that_were_folded_below_the_watermark_of_the_merger_are_refused() {
+    let mut log = Log::new(2);
+    log.append(batch().covers(&[cover(0, 0, 1, 30), cover(1, 0, 1, 5)]));
+    let rows = || batch().row(10, "a", &[1]);
+    // Another combiner reads source 1 on, which this one holds to be at 5 yet.
+    let others = batch().finish(2, 2, 5, &[cover(1, 1, 2, 25)]);
+    assert_eq!(log.append(others).refused, None);
+    let outputs = log.append(rows().finish(1, 2, 5, &[cover(0, 1, 2, 30)]));
+    let reason = RefusalReason::Watermark {
+        limit: 5,
+        reached: 25,
+    };
+    assert_eq!(outputs.refused.map(|refusal| refusal.reason), Some(reason));
+    assert_eq!(log.merger.cover(0), Some(1));
+    let again = batch().row(30, "a", &[1]);
+    let outputs = log.append(again.finish(1, 2, 25, &[cover(0, 1, 2, 30)]));
+    assert_eq!(outputs.refused, None);
 }
 
 #[test]
@@ -417,7 +457,10 @@ fn a_batch_whose_predecessor_was_lost_cannot_be_the_first() {
         .append(batch().row(0, "a", &[1]).covers(&[second]))
         .refused
         .unwrap();
-    assert_eq!(refusal.known, None);
+    assert!(matches!(
+        refusal.reason,
+        RefusalReason::Cover { known: None, .. }
+    ));
     assert!(
         log.append(batch().covers(&[cover(0, 0, 2, 5)]))
             .refused
