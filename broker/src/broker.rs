@@ -220,7 +220,7 @@ impl Broker {
     /// counts is not whom this broker alone can reach. One without a majority knows neither that nor
     /// who leads, and names all but itself: a client that it keeps may ask nobody else, ever.
     pub fn brokers_alive(&self) -> Vec<BrokerInfo> {
-        let voters = self.config.voters();
+        let voters = self.voters();
         let reached = voters.iter().filter(|id| self.cluster.is_alive(**id));
         let has_majority = reached.count() > voters.len() / 2;
         self.controller.read(|image| {
@@ -272,6 +272,12 @@ impl Broker {
         Ok(answer.payload)
     }
 
+    /// Who votes on the metadata.
+    pub fn voters(&self) -> Vec<i32> {
+        let named = self.controller.read(|image| image.voters().cloned());
+        named.unwrap_or_else(|| self.config.voters())
+    }
+
     /// Runs a command on the controller, which this broker is.
     pub async fn run_command(self: &Arc<Self>, command: Command) -> CommandAnswer {
         if let Command::CreateTopic(new) = command {
@@ -292,14 +298,7 @@ impl Broker {
 
     /// Makes this broker known, and goes on trying until it is. A cluster refuses one that comes with
     /// another's node id.
-    pub async fn register(self: &Arc<Self>, directory_id: Uuid) -> Result<(), Refusal> {
-        let info = BrokerInfo {
-            node_id: self.id(),
-            directory_id,
-            host: self.endpoint.host.clone(),
-            port: self.endpoint.port,
-            rack: self.config.broker_rack.clone(),
-        };
+    pub async fn register(self: &Arc<Self>, info: BrokerInfo) -> Result<(), Refusal> {
         loop {
             let command = Command::RegisterBroker(info.clone());
             match self.command(command).await {

@@ -86,6 +86,8 @@ pub const APIS: &[Api] = &[
     api(61, "DescribeProducers", 0, 0, 0),
     api(64, "UnregisterBroker", 0, 0, 0),
     api(75, "DescribeTopicPartitions", 0, 0, 0),
+    api(80, "AddRaftVoter", 0, 0, 0),
+    api(81, "RemoveRaftVoter", 0, 0, 0),
 ];
 
 const fn api(key: i16, name: &'static str, min: i16, max: i16, flexible_from: i16) -> Api {

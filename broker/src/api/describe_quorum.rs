@@ -1,7 +1,7 @@
 //! DescribeQuorum, versions 0 to 2 (KIP-595, KIP-836, KIP-853): the replicas of the metadata log.
 //!
-//! Answered by the controller, to which other brokers hand the request on. All brokers vote, so
-//! there are no observers. Any other partition is unknown here, as in Kafka.
+//! Answered by the controller, to which other brokers hand the request on. Brokers that do not vote are
+//! observers. Any other partition is unknown here, as in Kafka.
 
 use streamgauge_protocol::error::ErrorCode;
 use streamgauge_protocol::messages::protocol::StrBytes;
@@ -40,15 +40,20 @@ pub async fn handle(context: Context, request: DescribeQuorumRequest) -> Describ
             )));
     };
     let now_ms = clock::now_ms();
-    let voters = positions
-        .iter()
-        .map(|position| voter(broker, position, now_ms))
-        .collect();
+    let (voters, observers): (Vec<_>, Vec<_>) =
+        positions.iter().partition(|position| position.is_voter);
+    let states = |positions: Vec<&ReplicaPosition>| {
+        let states = positions.into_iter();
+        states
+            .map(|position| replica(broker, position, now_ms))
+            .collect()
+    };
     let partition = PartitionData::default()
         .with_leader_id(BrokerId(broker.id()))
         .with_leader_epoch(broker.controller.leader_epoch())
         .with_high_watermark(broker.controller.log().view().high_watermark())
-        .with_current_voters(voters);
+        .with_current_voters(states(voters))
+        .with_observers(states(observers));
     let nodes = match context.version >= 2 {
         true => nodes(broker),
         false => Vec::new(),
@@ -62,7 +67,7 @@ pub async fn handle(context: Context, request: DescribeQuorumRequest) -> Describ
         .with_nodes(nodes)
 }
 
-fn voter(broker: &Broker, position: &ReplicaPosition, now_ms: i64) -> ReplicaState {
+fn replica(broker: &Broker, position: &ReplicaPosition, now_ms: i64) -> ReplicaState {
     let ago = |ms: Option<i64>| ms.map_or(-1, |ms| now_ms - ms);
     let directory_id = broker
         .endpoint_of(position.broker)
@@ -76,13 +81,17 @@ fn voter(broker: &Broker, position: &ReplicaPosition, now_ms: i64) -> ReplicaSta
 }
 
 fn nodes(broker: &Broker) -> Vec<Node> {
-    let voters = &broker.config.controller_quorum_voters;
-    voters
-        .iter()
+    let voters = broker.voters();
+    let addresses = voters.into_iter().filter_map(|id| {
+        let registered = broker.endpoint_of(id).and_then(|known| known.peer);
+        let configured = || broker.config.controller_quorum_voters.get(&id).cloned();
+        Some((id, registered.or_else(configured)?))
+    });
+    addresses
         .map(|(id, address)| {
-            let (host, port) = address.rsplit_once(':').unwrap_or((address, "0"));
+            let (host, port) = address.rsplit_once(':').unwrap_or((&address, "0"));
             Node::default()
-                .with_node_id(BrokerId(*id))
+                .with_node_id(BrokerId(id))
                 .with_listeners(vec![
                     Listener::default()
                         .with_name(StrBytes::from_static_str(LISTENER))

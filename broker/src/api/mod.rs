@@ -1,5 +1,6 @@
 //! One file an API: validate, do, answer. The table of versions is `streamgauge_protocol::versions`.
 
+pub mod add_raft_voter;
 pub mod alter_configs;
 pub mod alter_partition_reassignments;
 pub mod api_versions;
@@ -127,6 +128,8 @@ fn is_controllers(key: ApiKey) -> bool {
             | ApiKey::AlterConfigs
             | ApiKey::IncrementalAlterConfigs
             | ApiKey::DescribeQuorum
+            | ApiKey::AddRaftVoter
+            | ApiKey::RemoveRaftVoter
             | ApiKey::AlterPartitionReassignments
             | ApiKey::ListPartitionReassignments
             | ApiKey::UnregisterBroker
@@ -308,6 +311,8 @@ fn dispatch(request: Request) -> Result<Handling, RequestError> {
         ApiKey::ElectLeaders => request.answer(elect_leaders::handle),
         ApiKey::DescribeQuorum => request.answer(describe_quorum::handle),
         ApiKey::UnregisterBroker => request.answer(unregister_broker::handle),
+        ApiKey::AddRaftVoter => request.answer(add_raft_voter::add),
+        ApiKey::RemoveRaftVoter => request.answer(add_raft_voter::remove),
         _ => Err(unsupported),
     }
 }

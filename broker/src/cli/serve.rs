@@ -27,10 +27,13 @@ pub(super) struct ServeArgs {
     /// This broker's number in its cluster. Default: 1.
     #[arg(long, value_name = "N")]
     node_id: Option<String>,
-    /// The brokers that vote in the cluster, this one among them, and where they talk to each other; the same list on
+    /// The brokers that found the cluster, and where they talk to each other; the same list on
     /// each. Sets controller.quorum.voters.
     #[arg(long, value_name = "ID@HOST:PORT,…")]
     peers: Option<String>,
+    /// Where this broker talks to the others if --peers does not name it: it joins their cluster. Sets streamgauge.peer.listener.
+    #[arg(long, value_name = "HOST:PORT")]
+    peer_listen: Option<String>,
     /// Any setting by its name, as num.partitions=4; may be repeated.
     #[arg(long, value_name = "KEY=VALUE", value_parser = key_value)]
     set: Vec<(String, String)>,
@@ -75,6 +78,9 @@ fn load(args: &ServeArgs) -> Result<BrokerConfig, CommandError> {
     }
     if let Some(peers) = &args.peers {
         loader.flag("--peers", "controller.quorum.voters", peers);
+    }
+    if let Some(address) = &args.peer_listen {
+        loader.flag("--peer-listen", "streamgauge.peer.listener", address);
     }
     match args.log_format {
         Some(LogFormatArg::Text) => loader.flag("--log-format", "streamgauge.log.format", "text"),

@@ -5,6 +5,7 @@
 mod inbox;
 pub mod leaders;
 pub mod partition_request;
+pub mod quorum;
 pub mod reassignments;
 mod request;
 

@@ -21,6 +21,8 @@ pub struct BrokerConfig {
     pub log_dirs: Vec<PathBuf>,
     /// Host and port for broker-to-broker traffic, by node id; empty for a broker alone.
     pub controller_quorum_voters: BTreeMap<i32, String>,
+    /// Where other brokers connect to; absent on a broker that is a cluster of its own.
+    pub peer_address: Option<String>,
 
     pub num_partitions: i32,
     pub default_replication_factor: i16,
@@ -102,8 +104,11 @@ pub enum LogFormat {
     Json,
 }
 
+/// The setting of a broker that joins a cluster.
+const PEER_LISTENER: &str = "streamgauge.peer.listener";
+
 impl BrokerConfig {
-    /// The brokers that keep the metadata log.
+    /// The brokers that found the cluster, and vote on its metadata until others are made to.
     pub fn voters(&self) -> Vec<i32> {
         match self.controller_quorum_voters.is_empty() {
             true => vec![self.node_id],
@@ -132,6 +137,7 @@ impl BrokerConfig {
             advertised_listeners,
             log_dirs: read.log_dirs(),
             controller_quorum_voters: read.voters(),
+            peer_address: read.peer_address(),
             num_partitions: read.number("num.partitions"),
             default_replication_factor: read.replication_factor("default.replication.factor"),
             auto_create_topics_enable: read.bool("auto.create.topics.enable"),
@@ -368,13 +374,47 @@ impl Reader<'_> {
             }
         }
         let node_id: i32 = self.number("node.id");
-        if !voters.is_empty() && !voters.contains_key(&node_id) {
+        let joins = self.settings.get(PEER_LISTENER).is_some();
+        if !voters.is_empty() && !voters.contains_key(&node_id) && !joins {
             self.conflict(
                 Some(name),
-                format!("{name} does not name this broker, whose node.id is {node_id}"),
+                format!(
+                    "{name} does not name this broker, whose node.id is {node_id}; to join a cluster that is \
+                     there, set {PEER_LISTENER}"
+                ),
             );
         }
         voters
+    }
+
+    /// Among the voters, or its own setting.
+    fn peer_address(&mut self) -> Option<String> {
+        let node_id: i32 = self.number("node.id");
+        let mut problems = Vec::new();
+        std::mem::swap(&mut problems, &mut self.problems);
+        let voters = self.voters();
+        // They have been told of already.
+        self.problems = problems;
+        if let Some(address) = voters.get(&node_id) {
+            return Some(address.clone());
+        }
+        let address = self.text(PEER_LISTENER)?;
+        let port = address
+            .rsplit_once(':')
+            .and_then(|(_, port)| port.parse::<u16>().ok());
+        if port.is_none_or(|port| port == 0) {
+            self.conflict(
+                Some(PEER_LISTENER),
+                format!("{PEER_LISTENER} is {address:?}: expected host:port"),
+            );
+        }
+        if voters.is_empty() {
+            self.conflict(
+                Some(PEER_LISTENER),
+                format!("{PEER_LISTENER} asks for controller.quorum.voters, the cluster to join"),
+            );
+        }
+        Some(address)
     }
 
     fn advertised(&mut self, listeners: &[Listener], hostname: &str) -> Vec<Listener> {

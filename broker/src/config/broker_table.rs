@@ -46,8 +46,8 @@ pub static BROKER_DEFINITIONS: &[Definition] = &[
     setting("compression.zstd.level", Int, "3", Between(-131_072, 22), "Default of the topic setting of this name."),
     setting("connections.max.idle.ms", Long, "600000", AtLeast(1), "A connection idle for so long is closed."),
     unset("controller.quorum.voters", List, NotEmpty,
-        "The brokers that keep the cluster's metadata, as id@host:port, this one among them and the same on each. \
-         At that port brokers talk to each other. Without it, a broker is a cluster of its own."),
+        "The brokers that found the cluster and vote on its metadata, as id@host:port, the same on each. At that port brokers talk to \
+         each other. Without it, a broker is a cluster of its own."),
     setting("default.replication.factor", Int, "1", AtLeast(1), "Replicas of a topic that is created without saying how many."),
     setting("delete.topic.enable", Boolean, "true", Any, "Whether topics can be deleted."),
     setting("fetch.max.bytes", Int, "57671680", AtLeast(1_024), "The most that one fetch response holds, but for a first batch that is larger."),
@@ -127,6 +127,8 @@ pub static BROKER_DEFINITIONS: &[Definition] = &[
     unset("streamgauge.declarations.dir", String, NotEmpty, "A directory of declarations (*.yaml) that are applied at start."),
     setting("streamgauge.log.filter", String, "info", NotEmpty, "Which log lines are written: a level, or target=level pairs."),
     setting("streamgauge.log.format", String, "text", OneOf(&["text", "json"]), "How log lines are written."),
+    unset("streamgauge.peer.listener", String, NotEmpty,
+        "Where a broker that controller.quorum.voters does not name talks to the others, as host:port. With it the broker joins the cluster."),
     setting("streamgauge.shards", Int, "0", Between(0, 1_024), "Threads that own partitions; 0 is one for each core."),
     setting("streamgauge.shutdown.timeout.ms", Int, "30000", AtLeast(0), "How long a stop waits for requests in progress."),
     setting("transaction.max.timeout.ms", Int, "900000", AtLeast(1), "The longest transaction timeout that a producer may ask for."),

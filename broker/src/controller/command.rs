@@ -36,6 +36,8 @@ pub enum Command {
         partition: i32,
         epoch: u64,
     },
+    /// Which cluster is this?
+    TellCluster,
     /// This is me, and here I am.
     RegisterBroker(BrokerInfo),
 }
@@ -45,6 +47,9 @@ pub enum Command {
 #[serde(rename_all = "kebab-case")]
 pub enum CommandAnswer {
     Done,
+    Cluster {
+        cluster_id: String,
+    },
     /// The first of the ids.
     ProducerIds {
         first: i64,
@@ -65,7 +70,7 @@ impl CommandAnswer {
 
     pub fn into_result(self) -> Result<Option<i64>, Refusal> {
         match self {
-            Self::Done => Ok(None),
+            Self::Done | Self::Cluster { .. } => Ok(None),
             Self::ProducerIds { first } => Ok(Some(first)),
             Self::Refused { code, message } => {
                 let code = ErrorCode::try_from_code(code).unwrap_or(ErrorCode::UnknownServerError);
@@ -122,6 +127,10 @@ pub fn decide(image: &Image, command: Command) -> (Vec<MetadataRecord>, CommandA
             let record = reassign::settled(image, topic_id, partition, epoch);
             (record.into_iter().collect(), CommandAnswer::Done)
         }
+        Command::TellCluster => {
+            let cluster_id = image.cluster_id().to_owned();
+            (Vec::new(), CommandAnswer::Cluster { cluster_id })
+        }
         Command::RegisterBroker(info) => register(image, info),
     }
 }
@@ -158,6 +167,7 @@ mod tests {
             host: "b".into(),
             port: 9092,
             rack: None,
+            peer: None,
         }
     }
 

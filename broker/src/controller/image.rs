@@ -40,6 +40,9 @@ pub struct BrokerInfo {
     pub port: u16,
     #[serde(default)]
     pub rack: Option<String>,
+    /// Where other brokers connect to; absent on a broker alone.
+    #[serde(default)]
+    pub peer: Option<String>,
 }
 
 /// The state that the metadata log makes.
@@ -52,6 +55,10 @@ pub struct Image {
     /// The data directories of brokers that are gone for good: they voted, and nobody else may in
     /// their name.
     former: BTreeMap<i32, Uuid>,
+    /// Who votes on the metadata, if others than the cluster's founders.
+    voters: Option<Vec<i32>>,
+    /// Counts the changes of who follows the metadata log.
+    quorum_epoch: u64,
     broker_configs: BTreeMap<Option<i32>, BTreeMap<String, String>>,
     next_producer_id: i64,
 }
@@ -63,12 +70,19 @@ impl Image {
             MetadataRecord::Cluster { cluster_id } => self.cluster_id = cluster_id,
             MetadataRecord::Broker(info) => {
                 self.former.remove(&info.node_id);
-                self.brokers.insert(info.node_id, info);
+                if self.brokers.insert(info.node_id, info).is_none() {
+                    self.quorum_epoch += 1;
+                }
             }
             MetadataRecord::BrokerRemoved { node_id } => {
                 if let Some(gone) = self.brokers.remove(&node_id) {
                     self.former.insert(node_id, gone.directory_id);
+                    self.quorum_epoch += 1;
                 }
+            }
+            MetadataRecord::Voters { voters } => {
+                self.voters = Some(voters);
+                self.quorum_epoch += 1;
             }
             MetadataRecord::Topic {
                 name,
@@ -143,6 +157,16 @@ impl Image {
     /// The cluster's id; empty before the first record of a new log.
     pub fn cluster_id(&self) -> &str {
         &self.cluster_id
+    }
+
+    /// Who votes on the metadata, if others than the cluster's founders.
+    pub fn voters(&self) -> Option<&Vec<i32>> {
+        self.voters.as_ref()
+    }
+
+    /// Counts the changes of who follows the metadata log.
+    pub fn quorum_epoch(&self) -> u64 {
+        self.quorum_epoch
     }
 
     pub fn broker(&self, node_id: i32) -> Option<&BrokerInfo> {

@@ -22,6 +22,8 @@ pub enum MetadataRecord {
     Broker(BrokerInfo),
     /// A broker is gone for good.
     BrokerRemoved { node_id: i32 },
+    /// Who votes on the metadata from here on (KIP-853); before the first of these, the founders do.
+    Voters { voters: Vec<i32> },
     /// A topic with its partitions and the configs that it was created with.
     Topic {
         name: String,

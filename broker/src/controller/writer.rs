@@ -79,7 +79,7 @@ async fn open_log(placed: &Placed) -> Result<PartitionHandle, ControllerError> {
     };
     let config = Arc::new(metadata_log_config(&placed.config));
     let voters = placed.config.voters();
-    let alone = voters.len() == 1;
+    let alone = voters == [placed.config.node_id];
     let handle = placed
         .open(
             &Arc::from(METADATA_TOPIC),

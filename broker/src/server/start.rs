@@ -24,6 +24,7 @@ use crate::clock;
 use crate::cluster::{self, Cluster, ClusterInbox, ShardOutbound};
 use crate::config::{BrokerConfig, Listener};
 use crate::controller::decide::Refusal;
+use crate::controller::image::BrokerInfo;
 use crate::controller::{self, Controller, ControllerError, Placed};
 use crate::group::config::GroupConfig;
 use crate::group::service::GroupCoordinator;
@@ -128,10 +129,10 @@ pub async fn start(config: BrokerConfig) -> Result<RunningBroker, ServeError> {
     let socket = accept::listen(resolve(listener).map_err(listen_error)?).map_err(listen_error)?;
     let address = socket.local_addr().map_err(listen_error)?;
 
-    let peer_socket = match config.controller_quorum_voters.get(&config.node_id) {
+    let peer_socket = match &config.peer_address {
         Some(address) => {
             let failed = |source| ServeError::Listen {
-                listener: format!("controller.quorum.voters: {address}"),
+                listener: format!("for other brokers, {address}"),
                 source,
             };
             Some(
@@ -158,7 +159,15 @@ pub async fn start(config: BrokerConfig) -> Result<RunningBroker, ServeError> {
     let topics = Arc::new(TopicRegistry::default());
     let (controller, writer, applier) =
         controller::open(placed.clone(), Arc::clone(&topics)).await?;
-    let writing = vec![tokio::spawn(writer.run()), tokio::spawn(applier.run())];
+    let writing = vec![
+        tokio::spawn(writer.run()),
+        tokio::spawn(applier.run()),
+        tokio::spawn(cluster::quorum::follow(
+            Arc::clone(&cluster),
+            controller.clone(),
+            Arc::clone(&config),
+        )),
+    ];
     // Others are listened to once it is known with which directories the cluster knows them.
     let inbox = Arc::new(ClusterInbox {
         cluster: Arc::clone(&cluster),
@@ -184,6 +193,33 @@ pub async fn start(config: BrokerConfig) -> Result<RunningBroker, ServeError> {
         let code = ErrorCode::DuplicateBrokerRegistration;
         ServeError::Refused(Refusal::new(code, reason))
     };
+    let endpoint = endpoint(&config, listener, address);
+    let info = BrokerInfo {
+        node_id: config.node_id,
+        directory_id,
+        host: endpoint.host.clone(),
+        port: endpoint.port,
+        rack: config.broker_rack.clone(),
+        peer: config.peer_address.clone(),
+    };
+    let joins = !config.voters().contains(&config.node_id);
+    let mut properties = properties;
+    if joins && controller.read(|image| image.cluster_id().is_empty()) {
+        tracing::info!(voters = ?config.voters(), "joining the cluster");
+        if properties.is_none() {
+            // Kept before it is told, or a second start would come with another directory.
+            let cluster_id = cluster::quorum::cluster_to_join(&cluster, &config).await;
+            let joining = meta_properties(&config, cluster_id, directory_id);
+            joining.write(&*disk, &directory)?;
+            properties = Some(joining);
+        }
+        tokio::select! {
+            joined = cluster::quorum::join(&cluster, &config, &info) => {
+                joined.map_err(ServeError::Refused)?;
+            }
+            reason = cluster.disowned() => return Err(refused(reason)),
+        }
+    }
     let cluster_id = tokio::select! {
         joined = joined_cluster(&config, &controller, properties.as_ref()) => joined?,
         reason = cluster.disowned() => return Err(refused(reason)),
@@ -192,12 +228,7 @@ pub async fn start(config: BrokerConfig) -> Result<RunningBroker, ServeError> {
         peers.set_cluster_id(cluster_id.clone());
     }
     if properties.is_none() {
-        let properties = MetaProperties {
-            cluster_id: cluster_id.clone(),
-            node_id: config.node_id,
-            directory_id: crate::ids::to_base64(directory_id),
-        };
-        properties.write(&*disk, &directory)?;
+        meta_properties(&config, cluster_id.clone(), directory_id).write(&*disk, &directory)?;
     }
 
     let (stop, stopping) = watch::channel(false);
@@ -207,7 +238,7 @@ pub async fn start(config: BrokerConfig) -> Result<RunningBroker, ServeError> {
         Arc::new(clock::now_ms),
     );
     let broker = Arc::new(Broker {
-        endpoint: endpoint(&config, listener, address),
+        endpoint,
         directory: directory.clone(),
         controller,
         topics,
@@ -227,7 +258,7 @@ pub async fn start(config: BrokerConfig) -> Result<RunningBroker, ServeError> {
     });
     let _ = inbox.broker.set(Arc::downgrade(&broker));
     tokio::select! {
-        registered = broker.register(directory_id) => registered.map_err(ServeError::Refused)?,
+        registered = broker.register(info) => registered.map_err(ServeError::Refused)?,
         reason = broker.cluster.disowned() => return Err(refused(reason)),
     }
     broker.follow_offsets_topic();
@@ -342,6 +373,18 @@ impl RunningBroker {
         }
         drop(self.lock);
         tracing::info!("stopped");
+    }
+}
+
+fn meta_properties(
+    config: &BrokerConfig,
+    cluster_id: String,
+    directory_id: Uuid,
+) -> MetaProperties {
+    MetaProperties {
+        cluster_id,
+        node_id: config.node_id,
+        directory_id: crate::ids::to_base64(directory_id),
     }
 }
 

@@ -45,6 +45,8 @@ macro_rules! with_request_type {
             61 => $function::<m::DescribeProducersRequest>($($argument),*),
             64 => $function::<m::UnregisterBrokerRequest>($($argument),*),
             75 => $function::<m::DescribeTopicPartitionsRequest>($($argument),*),
+            80 => $function::<m::AddRaftVoterRequest>($($argument),*),
+            81 => $function::<m::RemoveRaftVoterRequest>($($argument),*),
             key => panic!("api {key} is served and has no request type here"),
         }
     };

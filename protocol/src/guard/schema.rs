@@ -83,6 +83,8 @@ pub(super) fn fields(api_key: i16) -> Option<&'static [Field]> {
         61 => DESCRIBE_PRODUCERS,
         64 => UNREGISTER_BROKER,
         75 => DESCRIBE_TOPIC_PARTITIONS,
+        80 => ADD_RAFT_VOTER,
+        81 => REMOVE_RAFT_VOTER,
         _ => return None,
     })
 }
@@ -450,6 +452,24 @@ const DESCRIBE_PRODUCERS: &[Field] = &[
 
 const UNREGISTER_BROKER: &[Field] = &[
     fixed(4), // broker_id
+];
+
+const ADD_RAFT_VOTER: &[Field] = &[
+    text(),    // cluster_id
+    fixed(4),  // timeout_ms
+    fixed(4),  // voter_id
+    fixed(16), // voter_directory_id
+    array(&[
+        text(),   // name
+        text(),   // host
+        fixed(2), // port
+    ]), // listeners
+];
+
+const REMOVE_RAFT_VOTER: &[Field] = &[
+    text(),    // cluster_id
+    fixed(4),  // voter_id
+    fixed(16), // voter_directory_id
 ];
 
 const DESCRIBE_TOPIC_PARTITIONS: &[Field] = &[
