@@ -4,6 +4,7 @@
 
 mod aggregation;
 mod faults;
+mod guide;
 mod moves;
 mod workload;
 
