@@ -60,18 +60,23 @@ fn steps(guide: &str) -> Vec<Step> {
     steps
 }
 
-/// Whether the pieces between the `…` of a line of the guide are in a line of the output, in order.
+/// Whether the pieces between the `…` of a line of the guide are in a line of the output, in order; the
+/// first begins it.
 fn shows(line: &str, wanted: &str) -> bool {
-    let mut rest = line;
-    wanted
-        .split('…')
-        .all(|piece| match rest.split_once(piece.trim()) {
-            Some((_, after)) => {
-                rest = after;
-                true
-            }
-            None => false,
-        })
+    let mut pieces = wanted.split('…').map(str::trim);
+    let Some(mut rest) = pieces
+        .next()
+        .and_then(|first| line.trim().strip_prefix(first))
+    else {
+        return false;
+    };
+    pieces.all(|piece| match rest.split_once(piece) {
+        Some((_, after)) => {
+            rest = after;
+            true
+        }
+        None => false,
+    })
 }
 
 struct Shell {
@@ -104,7 +109,7 @@ impl Shell {
 
     /// What the commands say, line by line.
     fn run(&mut self, commands: &str) -> Vec<String> {
-        write!(self.input, "{commands}echo '{END}'\n").expect("bash listens");
+        writeln!(self.input, "{commands}echo '{END}'").expect("bash listens");
         let deadline = Instant::now() + BLOCK_TIME_MAX;
         let mut said = Vec::new();
         loop {
@@ -204,7 +209,8 @@ fn logs(directory: &Path) -> String {
 
 #[test]
 fn what_the_guide_shows_is_found_piece_by_piece() {
-    assert!(shows("a 4\t x Observer", "4 …Observer"));
+    assert!(shows("4\t x Observer", "4 …Observer"));
+    assert!(!shows("5\t 4x Observer", "4 …Observer"));
     assert!(shows("one two three", "one…three"));
     assert!(!shows("three one", "one…three"));
     let steps = steps("```sh\na\nb\n```\nthen\n```text\nc\n```\n```sh\nd\n```\n");
