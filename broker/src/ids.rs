@@ -54,8 +54,8 @@ pub mod base64 {
     }
 }
 
-/// A new topic id. Kafka never gives one whose text begins with a dash, which tools take for a flag.
-pub fn new_topic_id() -> Uuid {
+/// A new id of a topic, a directory or a cluster. Kafka never gives one whose text begins with a dash, which tools take for a flag.
+pub fn new_id() -> Uuid {
     loop {
         let id = Uuid::new_v4();
         if !to_base64(id).starts_with('-') && id.as_u128() > u128::from(u32::MAX) {

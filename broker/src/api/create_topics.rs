@@ -146,7 +146,7 @@ fn decide(
     let mut outcomes = Vec::with_capacity(wanted.len());
     for new in wanted {
         let outcome = check_configs(broker, image, &new)
-            .and_then(|()| create_topic(&after, &placement, &new, crate::ids::new_topic_id()))
+            .and_then(|()| create_topic(&after, &placement, &new, crate::ids::new_id()))
             .and_then(|record| {
                 after.apply(record.clone());
                 let topic = after.topic(&new.name).cloned().ok_or_else(|| {

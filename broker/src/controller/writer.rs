@@ -5,7 +5,6 @@ use std::sync::{Arc, PoisonError, RwLock};
 use streamgauge_protocol::batch::BatchBuilder;
 use streamgauge_protocol::error::ErrorCode;
 use tokio::sync::{mpsc, watch};
-use uuid::Uuid;
 
 use super::applier::{Applier, Members, Placed, wait_until_serving};
 use super::decide::Refusal;
@@ -147,7 +146,7 @@ impl Writer {
             return Ok(());
         }
         let configured = self.config.cluster_id.clone();
-        let cluster_id = configured.unwrap_or_else(|| crate::ids::to_base64(Uuid::new_v4()));
+        let cluster_id = configured.unwrap_or_else(|| crate::ids::to_base64(crate::ids::new_id()));
         self.commit(vec![MetadataRecord::Cluster { cluster_id }])
             .await
     }

@@ -155,7 +155,7 @@ pub async fn start(config: BrokerConfig) -> Result<RunningBroker, ServeError> {
     let directory_id = properties
         .as_ref()
         .and_then(|properties| crate::ids::from_base64(&properties.directory_id))
-        .unwrap_or_else(Uuid::new_v4);
+        .unwrap_or_else(crate::ids::new_id);
     let topics = Arc::new(TopicRegistry::default());
     let (controller, writer, applier) =
         controller::open(placed.clone(), Arc::clone(&topics)).await?;
