@@ -27,7 +27,6 @@ use uuid::Uuid;
 
 use crate::broker::Broker;
 use crate::jobs::log::{Chunk, JobLog, LogError};
-use crate::shard::handle::PartitionHandle;
 use crate::shard::view::PartitionKey;
 
 const APPEND: u8 = 1;
@@ -76,14 +75,13 @@ pub struct Positions {
 }
 
 impl Positions {
-    /// As this broker's replica knows them.
-    pub fn of(partition: &PartitionHandle) -> Self {
-        let view = partition.view();
+    /// As a replica knows them.
+    pub fn of(log: &dyn JobLog) -> Self {
         Self {
-            start_offset: view.log_start_offset(),
-            high_watermark: view.high_watermark(),
-            stable_offset: view.last_stable_offset(),
-            leader_epoch: view.leader_epoch(),
+            start_offset: log.start_offset(),
+            high_watermark: log.high_watermark(),
+            stable_offset: log.stable_offset(),
+            leader_epoch: log.leader_epoch(),
         }
     }
 }
@@ -173,10 +171,25 @@ fn decode(mut bytes: Bytes) -> Option<(PartitionKey, Operation)> {
 
 /// Does what another broker's job asks of a partition that is led here.
 pub async fn serve(broker: &Arc<Broker>, request: Bytes) -> Bytes {
+    let partition = |key: PartitionKey| -> Option<Arc<dyn JobLog>> {
+        let topic = broker.topics.by_id(key.topic_id)?;
+        Some(Arc::new(topic.partition(key.index)?))
+    };
+    serve_from(partition, request).await
+}
+
+/// Does it on the log that `partition` finds, if that leads.
+pub async fn serve_from(
+    partition: impl FnOnce(PartitionKey) -> Option<Arc<dyn JobLog>>,
+    request: Bytes,
+) -> Bytes {
     let mut answer = BytesMut::new();
     answer.put_u8(DONE);
     let result = match decode(request) {
-        Some((key, operation)) => answer_to(broker, key, operation, &mut answer).await,
+        Some((key, operation)) => match partition(key).filter(|log| log.is_serving()) {
+            Some(log) => answer_to(&*log, operation, &mut answer).await,
+            None => Err(LogError::NotLeader),
+        },
         None => Err(LogError::Failed("the request cannot be read".to_owned())),
     };
     match result {
@@ -186,35 +199,24 @@ pub async fn serve(broker: &Arc<Broker>, request: Bytes) -> Bytes {
 }
 
 async fn answer_to(
-    broker: &Arc<Broker>,
-    key: PartitionKey,
+    log: &dyn JobLog,
     operation: Operation,
     answer: &mut BytesMut,
 ) -> Result<(), LogError> {
-    let topic = broker.topics.by_id(key.topic_id);
-    let partition = topic.and_then(|topic| topic.partition(key.index));
-    let partition = partition
-        .filter(|partition| partition.view().is_serving())
-        .ok_or(LogError::NotLeader)?;
     match operation {
         Operation::Append(batches) => {
             // All enter the log before the first is waited for, and nothing comes between.
-            let pending: Vec<_> = batches
-                .into_iter()
-                .map(|batch| JobLog::append(&partition, batch))
-                .collect();
+            let pending: Vec<_> = batches.into_iter().map(|batch| log.append(batch)).collect();
             for appended in pending {
                 answer.put_i64(appended.await?);
             }
         }
         Operation::LastSequence { producer_id } => {
-            let last = partition.last_sequence(producer_id).await?;
+            let last = log.last_sequence(producer_id).await?;
             answer.put_u8(u8::from(last.is_some()));
             answer.put_i32(last.unwrap_or(-1));
         }
-        Operation::Delete { before_offset } => {
-            JobLog::delete_records(&partition, before_offset).await?;
-        }
+        Operation::Delete { before_offset } => log.delete_records(before_offset).await?,
         Operation::Positions {
             high_watermark,
             leader_epoch,
@@ -222,21 +224,21 @@ async fn answer_to(
         } => {
             let known = (high_watermark, leader_epoch);
             let wait = Duration::from_millis(u64::from(wait_ms.min(WAIT_MS_MAX)));
-            let is_news = wait_for_news(&partition, known);
             // That nothing has changed is an answer, too.
-            drop(tokio::time::timeout(wait, is_news).await);
-            if !partition.view().is_serving() {
+            drop(tokio::time::timeout(wait, wait_for_news(log, known)).await);
+            if !log.is_serving() {
                 return Err(LogError::NotLeader);
             }
-            let now = Positions::of(&partition);
+            let now = Positions::of(log);
             answer.put_i64(now.start_offset);
             answer.put_i64(now.high_watermark);
             answer.put_i64(now.stable_offset);
             answer.put_i32(now.leader_epoch);
         }
         Operation::Read { offset, bytes_max } => {
-            let bytes_max = bytes_max.min(READ_BYTES_MAX) as usize;
-            let chunk = JobLog::read(&partition, offset, bytes_max).await?;
+            let chunk = log
+                .read(offset, bytes_max.min(READ_BYTES_MAX) as usize)
+                .await?;
             answer.put_i64(chunk.next_offset);
             answer.put_i64(chunk.stable_offset);
             for slice in chunk.slices {
@@ -247,13 +249,12 @@ async fn answer_to(
     Ok(())
 }
 
-async fn wait_for_news(partition: &PartitionHandle, known: (i64, i32)) {
+async fn wait_for_news(log: &dyn JobLog, known: (i64, i32)) {
     let changed = Arc::new(Notify::new());
     loop {
-        partition.view().wake(&changed);
-        let now = Positions::of(partition);
-        let is_same = (now.high_watermark, now.leader_epoch) == known;
-        if !is_same || !partition.view().is_serving() {
+        log.wake(&changed);
+        let is_same = (log.high_watermark(), log.leader_epoch()) == known;
+        if !is_same || !log.is_serving() {
             return;
         }
         changed.notified().await;

@@ -16,13 +16,13 @@ use crate::ids::base64;
 pub enum Command {
     /// A topic that a client's request implies, or that the brokers keep for themselves.
     CreateTopic(NewTopic),
+    /// Not another topic that has come to have its name.
     DeleteTopic {
-        name: String,
+        #[serde(with = "base64")]
+        topic_id: Uuid,
     },
     /// Producer ids that nobody else has or will have.
-    AllocateProducerIds {
-        count: i64,
-    },
+    AllocateProducerIds { count: i64 },
     /// The producer ids of an aggregation, the same whenever they are asked for.
     AssignAggregationProducers {
         #[serde(with = "base64")]
@@ -84,12 +84,10 @@ impl CommandAnswer {
 pub fn decide(image: &Image, command: Command) -> (Vec<MetadataRecord>, CommandAnswer) {
     match command {
         Command::CreateTopic(_) => (Vec::new(), CommandAnswer::Done),
-        Command::DeleteTopic { name } => {
+        Command::DeleteTopic { topic_id } => {
             let removed = image
-                .topic(&name)
-                .map(|topic| MetadataRecord::TopicRemoved {
-                    topic_id: topic.topic_id,
-                });
+                .topic_by_id(topic_id)
+                .map(|_| MetadataRecord::TopicRemoved { topic_id });
             (removed.into_iter().collect(), CommandAnswer::Done)
         }
         Command::AllocateProducerIds { count } => {

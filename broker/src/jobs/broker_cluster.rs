@@ -1,6 +1,7 @@
 //! The broker as jobs see it: partitions through their handles and views, metadata through the controller.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
@@ -10,9 +11,12 @@ use tokio::sync::{Notify, watch};
 use uuid::Uuid;
 
 use super::cluster::{DerivedTopic, JobCluster, NewJobTopic, TopicInfo};
-use super::cluster_log::ClusterLog;
+use super::cluster_log::{ClusterLog, PartitionPlace};
 use super::log::{Chunk, JobLog, LogError};
+use crate::api::fetch;
 use crate::broker::Broker;
+use crate::cluster::ClusterRequest;
+use crate::cluster::partition_request::{self, Operation};
 use crate::config::AGGREGATION;
 use crate::controller::command::Command;
 use crate::controller::decide::NewTopic;
@@ -36,26 +40,27 @@ impl JobLog for PartitionHandle {
     }
 
     fn read(&self, offset: i64, bytes_max: usize) -> BoxFuture<'static, Result<Chunk, LogError>> {
-        let view = self.view();
-        let stable_offset = view.last_stable_offset();
-        let read = view.reader().read(offset, bytes_max, stable_offset, true);
-        let chunk = match read {
-            Ok(read) => Ok(Chunk {
-                slices: read.slices,
-                next_offset: read.next_offset,
-                stable_offset,
-            }),
-            Err(ReadError::OffsetOutOfRange {
-                offset,
-                log_start_offset,
-                ..
-            }) => Err(LogError::OutOfRange {
-                offset,
-                start_offset: log_start_offset,
-            }),
-            Err(error) => Err(LogError::Failed(error.to_string())),
-        };
-        Box::pin(std::future::ready(chunk))
+        let partition = self.clone();
+        Box::pin(async move {
+            let view = partition.view();
+            let stable_offset = view.last_stable_offset();
+            match fetch::read(view, offset, bytes_max, stable_offset, true).await {
+                Ok(read) => Ok(Chunk {
+                    slices: read.slices,
+                    next_offset: read.next_offset,
+                    stable_offset,
+                }),
+                Err(ReadError::OffsetOutOfRange {
+                    offset,
+                    log_start_offset,
+                    ..
+                }) => Err(LogError::OutOfRange {
+                    offset,
+                    start_offset: log_start_offset,
+                }),
+                Err(error) => Err(LogError::Failed(error.to_string())),
+            }
+        })
     }
 
     fn stable_offset(&self) -> i64 {
@@ -108,6 +113,38 @@ impl JobLog for PartitionHandle {
     }
 }
 
+/// A partition as a broker sees it.
+struct BrokerPartition {
+    broker: Arc<Broker>,
+    key: PartitionKey,
+}
+
+impl PartitionPlace for BrokerPartition {
+    fn replica(&self) -> Option<Arc<dyn JobLog>> {
+        let topic = self.broker.topics.by_id(self.key.topic_id)?;
+        Some(Arc::new(topic.partition(self.key.index)?))
+    }
+
+    fn leader(&self) -> Option<i32> {
+        let known = self.broker.leadership(self.key.topic_id, self.key.index)?;
+        (known.leader != self.broker.id()).then_some(known.leader)
+    }
+
+    fn ask(
+        &self,
+        leader: i32,
+        operation: &Operation,
+        time_max: Duration,
+    ) -> BoxFuture<'static, Result<Bytes, LogError>> {
+        let request = ClusterRequest::Partition(partition_request::encode(self.key, operation));
+        let broker = Arc::clone(&self.broker);
+        Box::pin(async move {
+            let answer = broker.cluster.ask(leader, &request, time_max).await;
+            answer.map_err(|error| LogError::Failed(error.to_string()))
+        })
+    }
+}
+
 /// The jobs' view of a broker.
 pub struct BrokerCluster {
     broker: Arc<Broker>,
@@ -150,12 +187,12 @@ impl JobCluster for BrokerCluster {
             .read(|image| image.topics().filter_map(|topic| derived(topic)).collect())
     }
 
-    fn topics_with_prefix(&self, prefix: &str) -> Vec<String> {
+    fn topics_with_prefix(&self, prefix: &str) -> Vec<(String, Uuid)> {
         self.broker.controller.read(|image| {
             image
                 .topics_from(prefix)
                 .take_while(|topic| topic.name.starts_with(prefix))
-                .map(|topic| topic.name.clone())
+                .map(|topic| (topic.name.clone(), topic.topic_id))
                 .collect()
         })
     }
@@ -181,7 +218,10 @@ impl JobCluster for BrokerCluster {
             return Some(Arc::new(handle));
         }
         self.broker.topics.by_id(topic_id)?;
-        Some(Arc::new(ClusterLog::new(Arc::clone(&self.broker), key)))
+        Some(Arc::new(ClusterLog::new(BrokerPartition {
+            broker: Arc::clone(&self.broker),
+            key,
+        })))
     }
 
     fn runs_here(&self, internal_topic: &str) -> bool {
@@ -215,11 +255,10 @@ impl JobCluster for BrokerCluster {
         })
     }
 
-    fn delete_topic(&self, name: &str) -> BoxFuture<'static, Result<(), String>> {
+    fn delete_topic(&self, topic_id: Uuid) -> BoxFuture<'static, Result<(), String>> {
         let broker = Arc::clone(&self.broker);
-        let name = name.to_owned();
         Box::pin(async move {
-            let done = broker.command(Command::DeleteTopic { name }).await;
+            let done = broker.command(Command::DeleteTopic { topic_id }).await;
             done.map(|_| ()).map_err(|refusal| refusal.message)
         })
     }

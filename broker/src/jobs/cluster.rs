@@ -17,8 +17,8 @@ pub trait JobCluster: Send + Sync + 'static {
     /// Every topic with a declaration.
     fn derived_topics(&self) -> Vec<DerivedTopic>;
 
-    /// Topics whose names begin with `prefix`.
-    fn topics_with_prefix(&self, prefix: &str) -> Vec<String>;
+    /// Topics whose names begin with `prefix`, with their ids.
+    fn topics_with_prefix(&self, prefix: &str) -> Vec<(String, Uuid)>;
 
     fn topic(&self, name: &str) -> Option<TopicInfo>;
 
@@ -32,7 +32,7 @@ pub trait JobCluster: Send + Sync + 'static {
     fn create_topic(&self, new: NewJobTopic) -> BoxFuture<'static, Result<(), String>>;
 
     /// Deletes a topic; one that does not exist is no error.
-    fn delete_topic(&self, name: &str) -> BoxFuture<'static, Result<(), String>>;
+    fn delete_topic(&self, topic_id: Uuid) -> BoxFuture<'static, Result<(), String>>;
 
     /// Gives a derived topic a block of `count` producer ids of its own, in the metadata, and says the first. A topic that has one keeps it.
     fn assign_producer_ids(

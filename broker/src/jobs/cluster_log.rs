@@ -18,11 +18,7 @@ use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::task::JoinHandle;
 
 use super::log::{Chunk, JobLog, LogError};
-use crate::broker::Broker;
-use crate::cluster::ClusterRequest;
 use crate::cluster::partition_request::{self, Operation, Positions};
-use crate::shard::handle::PartitionHandle;
-use crate::shard::view::PartitionKey;
 
 /// What one request for appends holds at most, if more than one batch.
 const APPEND_BYTES_MAX: usize = 4 << 20;
@@ -37,9 +33,25 @@ const RETRY_DELAY: Duration = Duration::from_millis(100);
 
 type Queued = (Bytes, oneshot::Sender<Result<i64, LogError>>);
 
+/// A partition as one broker sees it.
+pub trait PartitionPlace: Send + Sync + 'static {
+    /// The replica on this broker. It serves if it leads.
+    fn replica(&self) -> Option<Arc<dyn JobLog>>;
+
+    /// Who leads the partition, if it is another broker.
+    fn leader(&self) -> Option<i32>;
+
+    /// Asks that broker. Without an answer it may have done it all the same.
+    fn ask(
+        &self,
+        leader: i32,
+        operation: &Operation,
+        time_max: Duration,
+    ) -> BoxFuture<'static, Result<Bytes, LogError>>;
+}
+
 struct Shared {
-    broker: Arc<Broker>,
-    key: PartitionKey,
+    place: Box<dyn PartitionPlace>,
     /// What the leader has told; `None` before it has, and while a replica is here.
     told: Mutex<Option<Positions>>,
     /// Everything below was answered as appended.
@@ -64,10 +76,9 @@ impl Drop for ClusterLog {
 
 impl ClusterLog {
     /// Must be called within a runtime, which runs the log's tasks.
-    pub fn new(broker: Arc<Broker>, key: PartitionKey) -> Self {
+    pub fn new(place: impl PartitionPlace) -> Self {
         let shared = Arc::new(Shared {
-            broker,
-            key,
+            place: Box::new(place),
             told: Mutex::default(),
             appended_end: AtomicI64::new(0),
             waiters: Mutex::default(),
@@ -86,32 +97,19 @@ impl ClusterLog {
 }
 
 impl Shared {
-    fn local(&self) -> Option<PartitionHandle> {
-        let topic = self.broker.topics.by_id(self.key.topic_id)?;
-        topic.partition(self.key.index)
+    fn local(&self) -> Option<Arc<dyn JobLog>> {
+        self.place.replica()
     }
 
     /// The replica here, if it leads.
-    fn led_here(&self) -> Option<PartitionHandle> {
-        self.local()
-            .filter(|partition| partition.view().is_serving())
-    }
-
-    fn leader(&self) -> Option<i32> {
-        let (topic_id, index) = (self.key.topic_id, self.key.index);
-        let known = self.broker.leadership(topic_id, index)?;
-        (known.leader != self.broker.id()).then_some(known.leader)
+    fn led_here(&self) -> Option<Arc<dyn JobLog>> {
+        self.local().filter(|replica| replica.is_serving())
     }
 
     /// Asks the leader, which is elsewhere.
     async fn ask(&self, operation: &Operation, time_max: Duration) -> Result<Bytes, LogError> {
-        let leader = self.leader().ok_or(LogError::NotLeader)?;
-        let request = ClusterRequest::Partition(partition_request::encode(self.key, operation));
-        self.broker
-            .cluster
-            .ask(leader, &request, time_max)
-            .await
-            .map_err(|error| LogError::Failed(error.to_string()))
+        let leader = self.place.leader().ok_or(LogError::NotLeader)?;
+        self.place.ask(leader, operation, time_max).await
     }
 
     fn told(&self) -> Option<Positions> {
@@ -134,7 +132,7 @@ impl Shared {
 
     fn positions(&self) -> Option<Positions> {
         match self.local() {
-            Some(partition) => Some(Positions::of(&partition)),
+            Some(replica) => Some(Positions::of(&*replica)),
             None => self.told(),
         }
     }
@@ -154,22 +152,24 @@ impl Shared {
         let Some(here) = self.local() else {
             return self.read_there(offset, bytes_max).await;
         };
-        let view = here.view();
-        let is_behind = offset >= view.last_stable_offset() || offset < view.log_start_offset();
-        if is_behind && !view.is_serving() {
-            // The replica may know less than somebody did before, and may keep less than its leader.
-            return match self.leader() {
-                Some(_) => self.read_there(offset, bytes_max).await,
-                None => Err(LogError::NotLeader),
-            };
+        let is_leading = here.is_serving();
+        if !is_leading && offset >= here.stable_offset() {
+            // The replica may know less than somebody did before.
+            return self.read_there(offset, bytes_max).await;
         }
-        JobLog::read(&here, offset, bytes_max).await
+        match here.read(offset, bytes_max).await {
+            // And it may keep less than its leader.
+            Err(LogError::OutOfRange { .. }) if !is_leading => {
+                self.read_there(offset, bytes_max).await
+            }
+            read => read,
+        }
     }
 
     /// Where the leader's log stands now.
     async fn fresh(&self) -> Result<Positions, LogError> {
-        if let Some(partition) = self.led_here() {
-            return Ok(Positions::of(&partition));
+        if let Some(replica) = self.led_here() {
+            return Ok(Positions::of(&*replica));
         }
         let question = Operation::Positions {
             high_watermark: -1,
@@ -183,17 +183,16 @@ impl Shared {
         let goal = self.fresh().await?;
         let changed = Arc::new(Notify::new());
         loop {
-            let Some(partition) = self.local() else {
+            let Some(replica) = self.local() else {
                 self.tell(Some(goal));
                 return Ok(());
             };
-            partition.view().wake(&changed);
-            if partition.view().is_deleted() || self.leader().is_none() && self.led_here().is_none()
-            {
-                return Err(LogError::NotLeader);
-            }
-            if partition.view().last_stable_offset() >= goal.stable_offset {
+            replica.wake(&changed);
+            if replica.stable_offset() >= goal.stable_offset {
                 return Ok(());
+            }
+            if self.place.leader().is_none() && !replica.is_serving() {
+                return Err(LogError::NotLeader);
             }
             // A replica that begins anew says so by its positions only.
             drop(tokio::time::timeout(RETRY_DELAY, changed.notified()).await);
@@ -262,7 +261,7 @@ impl JobLog for ClusterLog {
     fn append(&self, batch: Bytes) -> BoxFuture<'static, Result<i64, LogError>> {
         let shared = Arc::clone(&self.shared);
         if let Some(here) = shared.led_here() {
-            let pending = JobLog::append(&here, batch);
+            let pending = here.append(batch);
             return Box::pin(async move {
                 let offset = pending.await?;
                 shared.note_appended(offset + 1);
@@ -318,12 +317,12 @@ impl JobLog for ClusterLog {
 
     fn is_serving(&self) -> bool {
         self.shared.led_here().is_some()
-            || (self.shared.leader().is_some() && self.shared.positions().is_some())
+            || (self.shared.place.leader().is_some() && self.shared.positions().is_some())
     }
 
     fn wake(&self, waiter: &Arc<Notify>) {
-        if let Some(partition) = self.shared.local() {
-            partition.view().wake(waiter);
+        if let Some(replica) = self.shared.local() {
+            replica.wake(waiter);
         }
         let mut waiters = self
             .shared
@@ -340,7 +339,7 @@ impl JobLog for ClusterLog {
         let shared = Arc::clone(&self.shared);
         Box::pin(async move {
             if let Some(here) = shared.led_here() {
-                return JobLog::delete_records(&here, before_offset).await;
+                return here.delete_records(before_offset).await;
             }
             let operation = Operation::Delete { before_offset };
             partition_request::deleted(shared.ask(&operation, PATIENCE).await?)

@@ -248,8 +248,9 @@ impl<'a> Running<'a> {
             let next_offset = self.combiner.next_offset(partition).unwrap_or(0);
             if next_offset < source.stable_offset() {
                 available.push(partition);
-            } else if next_offset >= source.high_watermark() {
-                // Behind an open transaction there may be records, so that the source is not idle.
+            } else if next_offset >= source.high_watermark() && source.is_serving() {
+                // Behind an open transaction there may be records, and while nobody leads the source none can
+                // come, so that it is not idle.
                 self.combiner
                     .caught_up(partition, now_ms)
                     .map_err(combine_error)?;

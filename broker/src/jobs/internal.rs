@@ -161,6 +161,9 @@ pub struct Checkpoint {
 /// What an internal partition holds beside combine's batches.
 #[derive(Debug, Clone, Default)]
 pub struct Found {
+    /// The first offset that there was, and the one that was read up to.
+    pub start_offset: i64,
+    pub end_offset: i64,
     /// The last complete one.
     pub checkpoint: Option<Checkpoint>,
     pub start: Option<StartMark>,
@@ -176,9 +179,14 @@ impl Found {
 
 /// Reads the committed log from its start and keeps the last complete checkpoint.
 pub async fn scan(log: &Arc<dyn JobLog>) -> Result<Found, JobError> {
-    let end = log.stable_offset();
+    // In this order: what lies before the start is in a checkpoint that lies before the end.
     let mut offset = log.start_offset();
-    let mut found = Found::default();
+    let end = log.stable_offset();
+    let mut found = Found {
+        start_offset: offset,
+        end_offset: end,
+        ..Found::default()
+    };
     let mut partial = Vec::new();
     while offset < end {
         let chunk = log.read(offset, READ_BYTES_MAX).await?;

@@ -200,7 +200,7 @@ async fn start_mark(
         check_mark(spec, plan, mark)?;
         return Ok(mark.clone());
     }
-    if log.high_watermark() > 0 {
+    if found.end_offset > 0 {
         return Err(JobError::Permanent(
             "the internal topic does not say where the job began: records were deleted from it"
                 .to_owned(),

@@ -81,6 +81,17 @@ impl MemoryLog {
 
     /// What a crash leaves: of the appends that had not been answered the first `kept`.
     pub fn crash(&self, kept: usize) {
+        self.settle(kept);
+        self.lock().waiters.clear();
+    }
+
+    /// Another leader has, of the appends that had not been answered, the first `kept`. Nobody is told.
+    pub fn change_leader(&self, kept: usize) {
+        self.settle(kept);
+        self.lock().notify();
+    }
+
+    fn settle(&self, kept: usize) {
         let mut inner = self.lock();
         for (position, (batch, _)) in std::mem::take(&mut inner.pending).into_iter().enumerate() {
             if position < kept {
@@ -96,7 +107,11 @@ impl MemoryLog {
             .map(|header| (header.producer_id, header.last_sequence()))
             .collect();
         inner.tips = inner.committed_tips.clone();
-        inner.waiters.clear();
+    }
+
+    /// The last sequences of what has committed.
+    pub fn committed_tips(&self) -> HashMap<i64, i32> {
+        self.lock().committed_tips.clone()
     }
 
     pub fn forget_producers(&self) {
@@ -351,6 +366,22 @@ impl MemoryCluster {
         self.changed();
     }
 
+    /// Every partition there is.
+    pub fn all(&self) -> Vec<(Uuid, i32, MemoryLog)> {
+        let topics = self.lock();
+        let partitions = topics.values().flat_map(|topic| {
+            let logs = (0..).zip(&topic.logs);
+            logs.map(|(index, log)| (topic.topic_id, index, log.clone()))
+        });
+        partitions.collect()
+    }
+
+    pub fn find(&self, topic_id: Uuid, partition: i32) -> Option<MemoryLog> {
+        let topics = self.lock();
+        let topic = topics.values().find(|topic| topic.topic_id == topic_id)?;
+        topic.logs.get(usize::try_from(partition).ok()?).cloned()
+    }
+
     pub fn partition(&self, name: &str, partition: usize) -> MemoryLog {
         self.lock()[name].logs[partition].clone()
     }
@@ -396,10 +427,12 @@ impl JobCluster for MemoryCluster {
         derived.collect()
     }
 
-    fn topics_with_prefix(&self, prefix: &str) -> Vec<String> {
-        let mut names = self.names();
-        names.retain(|name| name.starts_with(prefix));
-        names
+    fn topics_with_prefix(&self, prefix: &str) -> Vec<(String, Uuid)> {
+        let topics = self.lock();
+        let found = topics.iter().filter(|(name, _)| name.starts_with(prefix));
+        found
+            .map(|(name, topic)| (name.clone(), topic.topic_id))
+            .collect()
     }
 
     fn topic(&self, name: &str) -> Option<TopicInfo> {
@@ -410,10 +443,7 @@ impl JobCluster for MemoryCluster {
     }
 
     fn log(&self, topic_id: Uuid, partition: i32) -> Option<Arc<dyn JobLog>> {
-        let topics = self.lock();
-        let topic = topics.values().find(|topic| topic.topic_id == topic_id)?;
-        let log = topic.logs.get(partition as usize)?.clone();
-        Some(Arc::new(log))
+        Some(Arc::new(self.find(topic_id, partition)?))
     }
 
     fn runs_here(&self, _: &str) -> bool {
@@ -430,8 +460,15 @@ impl JobCluster for MemoryCluster {
         Box::pin(std::future::ready(Ok(())))
     }
 
-    fn delete_topic(&self, name: &str) -> BoxFuture<'static, Result<(), String>> {
-        self.delete(name);
+    fn delete_topic(&self, topic_id: Uuid) -> BoxFuture<'static, Result<(), String>> {
+        let topics = self.lock();
+        let mut found = topics.iter();
+        let found = found.find(|(_, topic)| topic.topic_id == topic_id);
+        let name = found.map(|(name, _)| name.clone());
+        drop(topics);
+        if let Some(name) = name {
+            self.delete(&name);
+        }
         Box::pin(std::future::ready(Ok(())))
     }
 

@@ -97,11 +97,10 @@ impl Running {
                 (merger, checkpoint.meta.output_ends)
             }
             None => {
-                if task.log.start_offset() > 0 {
+                if found.start_offset > 0 {
                     return Err(JobError::Permanent(format!(
                         "internal partition {} begins at offset {} without a checkpoint: records were deleted from it",
-                        task.internal_partition,
-                        task.log.start_offset()
+                        task.internal_partition, found.start_offset
                     )));
                 }
                 let merger = Merger::new(

@@ -23,12 +23,16 @@ mod job;
 pub mod log;
 #[cfg(test)]
 mod memory;
+#[cfg(test)]
+mod memory_brokers;
 mod merge_task;
 mod output;
 pub mod status;
 mod supervisor;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod tests_of_brokers;
 
 use std::sync::Arc;
 

@@ -4,6 +4,10 @@
 //! job, and because late records and dead letters may share a topic: so each pair of producer id and partition has one writer. An
 //! output's sequence is its count modulo 2^31, which depends on the internal log alone.
 //!
+//! A partition that knows nothing of a producer takes any sequence as its first. So the first batch goes alone, and what follows
+//! it waits until it is committed: were both on their way and the first were lost, the second would be taken in its place. Afterwards
+//! a gap is refused, by whoever comes to lead the partition, as is what another broker has written already.
+//!
 //! Late records and dead letters are the source's records, key, value, timestamp and headers as they were, with these headers after them:
 //!
 //! | header | both | late records only |
@@ -12,7 +16,9 @@
 //! | `streamgauge.source.topic`, `.partition`, `.offset` | where it came from | |
 //! | `streamgauge.event.time`, `.window.start`, `.window.end`, `.watermark` | | milliseconds since the epoch, as text |
 
+use std::collections::VecDeque;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
@@ -20,6 +26,7 @@ use futures_util::stream::{FuturesOrdered, StreamExt};
 use streamgauge_aggregator::merge::{LateRecord, MergerCounters, Outputs};
 use streamgauge_aggregator::partial::SourceRecord;
 use streamgauge_protocol::batch::{BatchBuilder, BatchIter, Header};
+use tokio::time::Instant;
 
 use super::error::JobError;
 use super::log::{JobLog, LogError};
@@ -32,6 +39,8 @@ const BATCH_BYTES_MAX: usize = 512 * 1024;
 /// More than this on its way stops the merger.
 const IN_FLIGHT_BYTES_MAX: usize = 8 << 20;
 const READ_BYTES_MAX: usize = 1 << 20;
+/// A partition does not forget a producer so soon; see `producer.id.expiration.ms`.
+const KNOWN_FOR: Duration = Duration::from_secs(60);
 
 /// The producer id for a kind of output of an internal partition, in the job's block.
 pub fn producer_id(first: i64, internal_partition: i32, kind: usize) -> i64 {
@@ -56,7 +65,8 @@ pub struct OutputWriter {
     /// In the order of the kinds; `None`: such outputs are only counted.
     targets: [Option<Target>; OUTPUT_KINDS],
     source_topic: String,
-    in_flight: FuturesOrdered<BoxFuture<'static, Result<usize, LogError>>>,
+    in_flight: FuturesOrdered<BoxFuture<'static, Result<Sent, LogError>>>,
+    /// What waits for a first batch, too.
     in_flight_bytes: usize,
 }
 
@@ -66,6 +76,18 @@ struct Target {
     /// Outputs that the log has or that were sent to it.
     sent: u64,
     builder: BatchBuilder,
+    /// When the log last took a batch, which is since when it knows the producer for certain.
+    known_at: Option<Instant>,
+    /// On their way.
+    batches: usize,
+    /// To be sent when the log knows the producer.
+    waiting: VecDeque<Bytes>,
+}
+
+/// A batch that was sent.
+struct Sent {
+    kind: usize,
+    bytes: usize,
 }
 
 impl OutputWriter {
@@ -96,7 +118,8 @@ impl OutputWriter {
             }
             let sent = last.map_or(Some(count), |last| count_after(count, last));
             let lost = || {
-                JobError::Permanent(format!(
+                // Or it was asked of a broker that does not know yet that it leads no more.
+                JobError::Retry(format!(
                     "the partition of producer {producer_id} ends before output {count}, which a checkpoint says was committed: it has lost records"
                 ))
             };
@@ -111,6 +134,9 @@ impl OutputWriter {
                 producer_id,
                 sent,
                 builder: BatchBuilder::new(),
+                known_at: None,
+                batches: 0,
+                waiting: VecDeque::new(),
             });
         }
         Ok(OutputWriter {
@@ -164,9 +190,14 @@ impl OutputWriter {
     /// Waits for the next answer; to be polled only while something is on its way.
     pub async fn next_answer(&mut self) -> Result<(), JobError> {
         if let Some(answer) = self.in_flight.next().await {
-            let bytes =
+            let sent =
                 answer.map_err(|error| JobError::retry("outputs cannot be appended", error))?;
-            self.in_flight_bytes = self.in_flight_bytes.saturating_sub(bytes);
+            self.in_flight_bytes = self.in_flight_bytes.saturating_sub(sent.bytes);
+            if let Some(target) = self.targets[sent.kind].as_mut() {
+                target.batches -= 1;
+                target.known_at = Some(Instant::now());
+            }
+            self.send_waiting(sent.kind);
         }
         Ok(())
     }
@@ -229,12 +260,28 @@ impl OutputWriter {
             .build()
             .map_err(|error| JobError::retry("a batch of outputs cannot be written", error))?;
         target.sent += records as u64;
-        let bytes = batch.len();
-        let answer = target.log.append(batch);
-        self.in_flight_bytes += bytes;
-        self.in_flight
-            .push_back(Box::pin(async move { answer.await.map(|_| bytes) }));
+        self.in_flight_bytes += batch.len();
+        target.waiting.push_back(batch);
+        self.send_waiting(kind);
         Ok(())
+    }
+
+    /// Sends as much of what waits as may be on its way.
+    fn send_waiting(&mut self, kind: usize) {
+        let Some(target) = self.targets.get_mut(kind).and_then(Option::as_mut) else {
+            return;
+        };
+        let is_known = target.known_at.is_some_and(|at| at.elapsed() < KNOWN_FOR);
+        while (is_known || target.batches == 0)
+            && let Some(batch) = target.waiting.pop_front()
+        {
+            let bytes = batch.len();
+            let answer = target.log.append(batch);
+            target.batches += 1;
+            self.in_flight.push_back(Box::pin(async move {
+                answer.await.map(|_| Sent { kind, bytes })
+            }));
+        }
     }
 }
 
@@ -339,7 +386,59 @@ fn text_header<'a>(key: &'a str, text: &'a str) -> Header<'a> {
 
 #[cfg(test)]
 mod tests {
+    use streamgauge_aggregator::merge::ResultRecord;
+
     use super::*;
+    use crate::jobs::memory::{MemoryCluster, MemoryLog};
+
+    fn results(sequences: std::ops::Range<u64>) -> Outputs {
+        let result = |sequence: u64| ResultRecord {
+            key: Bytes::from_static(b"k"),
+            value: Bytes::from(sequence.to_string()),
+            timestamp: 1,
+            sequence,
+        };
+        Outputs {
+            results: sequences.map(result).collect(),
+            ..Outputs::default()
+        }
+    }
+
+    async fn writer(log: &MemoryLog) -> OutputWriter {
+        let target: Arc<dyn JobLog> = Arc::new(log.clone());
+        let others = Vec::new();
+        let logs = [Some(OutputLogs { target, others }), None, None];
+        let counters = MergerCounters::default();
+        OutputWriter::open(logs, 7, 0, "source".to_owned(), counters, &[])
+            .await
+            .unwrap()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_follows_a_first_batch_that_is_lost_is_not_taken_in_its_place() {
+        let cluster = MemoryCluster::new();
+        cluster.create("derived", 1, None);
+        let log = cluster.partition("derived", 0);
+        let mut outputs = writer(&log).await;
+        cluster.crash.arm_failure(1);
+        for sequence in 0..3 {
+            outputs.send(results(sequence..sequence + 1)).unwrap();
+        }
+        assert!(outputs.drain().await.is_err());
+        assert_eq!(log.high_watermark(), 0);
+
+        let mut outputs = writer(&log).await;
+        for sequence in 0..5 {
+            outputs.send(results(sequence..sequence + 1)).unwrap();
+        }
+        outputs.drain().await.unwrap();
+        let values: Vec<_> = log
+            .records()
+            .into_iter()
+            .map(|record| record.value.unwrap())
+            .collect();
+        assert_eq!(values, ["0", "1", "2", "3", "4"].map(Bytes::from));
+    }
 
     #[test]
     fn the_count_is_found_from_the_sequence_beyond_its_wrap() {

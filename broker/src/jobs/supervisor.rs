@@ -37,6 +37,7 @@ pub async fn supervise(
         jobs: BTreeMap::new(),
         tasks: JoinSet::new(),
         names: BTreeMap::new(),
+        sweep_at: None,
     };
     loop {
         changes.borrow_and_update();
@@ -84,6 +85,8 @@ struct Supervisor {
     jobs: BTreeMap<String, SupervisedJob>,
     tasks: JoinSet<Result<(), JobError>>,
     names: BTreeMap<Id, String>,
+    /// There are internal topics to be deleted.
+    sweep_at: Option<Instant>,
 }
 
 struct SupervisedJob {
@@ -102,6 +105,8 @@ struct SupervisedJob {
 
 /// Between two looks at who is to run which job.
 const PLACES_INTERVAL: Duration = Duration::from_millis(100);
+/// Between two tries to delete internal topics that nobody needs.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Why a job is not started.
 enum NotYet {
@@ -253,11 +258,17 @@ impl Supervisor {
                 // Deleting it is part of the next round.
                 job.retry_later();
                 job.dead = None;
-                let (cluster, topic) = (Arc::clone(&self.cluster), internal_topic(&name));
-                tracing::info!(%topic, "deleting the state of an earlier topic of this name");
-                self.tasks.spawn(async move {
-                    cluster.delete_topic(&topic).await.map_err(JobError::Retry)
-                });
+                tracing::info!(topic = %name, "deleting the state of an earlier topic of this name");
+                if let Some(spec) = spec {
+                    let cluster = Arc::clone(&self.cluster);
+                    let internal = spec.internal.topic_id;
+                    self.tasks.spawn(async move {
+                        cluster
+                            .delete_topic(internal)
+                            .await
+                            .map_err(JobError::Retry)
+                    });
+                }
             }
         }
         let reason = error.to_string();
@@ -285,17 +296,24 @@ impl Supervisor {
             self.jobs.remove(&name);
             self.statuses.remove(&name);
         }
-        for topic in self.cluster.topics_with_prefix(INTERNAL_TOPIC_PREFIX) {
+        self.sweep_at = None;
+        let internal = self.cluster.topics_with_prefix(INTERNAL_TOPIC_PREFIX);
+        // Asked for after the internal topics, which are made after theirs: one whose derived topic is not there then has none.
+        let declared = self.cluster.derived_topics();
+        let declared: BTreeSet<String> = declared.into_iter().map(|topic| topic.name).collect();
+        for (topic, topic_id) in internal {
             let Some(name) = topic.strip_prefix(INTERNAL_TOPIC_PREFIX) else {
                 continue;
             };
             if declared.contains(name) || self.jobs.contains_key(name) {
                 continue;
             }
+            // Whoever leads it does so; until it is done it may come to be this broker.
+            self.sweep_at = Some(Instant::now() + SWEEP_INTERVAL);
             if !self.cluster.runs_here(&topic) {
                 continue;
             }
-            if let Err(reason) = self.cluster.delete_topic(&topic).await {
+            if let Err(reason) = self.cluster.delete_topic(topic_id).await {
                 tracing::warn!(
                     topic,
                     reason,
@@ -313,7 +331,8 @@ impl Supervisor {
     }
 
     fn retry_at(&self) -> Option<Instant> {
-        self.jobs.values().filter_map(|job| job.retry_at).min()
+        let retries = self.jobs.values().filter_map(|job| job.retry_at);
+        retries.chain(self.sweep_at).min()
     }
 }
 

@@ -17,10 +17,10 @@ use super::memory::MemoryCluster;
 use super::status::{JobState, StatusRegistry};
 use super::{CheckpointPolicy, JobsConfig, internal_topic, supervise};
 
-const BASE_MS: i64 = 1_760_000_000_000;
+pub(super) const BASE_MS: i64 = 1_760_000_000_000;
 const WINDOW_MS: i64 = 1000;
 
-const DECLARATION: &str = "\
+pub(super) const DECLARATION: &str = "\
 topic: sums
 from: { topic: events }
 time: { field: t, unit: ms, max_out_of_orderness: 300ms }
@@ -33,10 +33,10 @@ dead_letter: { topic: sums-dead }
 ";
 
 /// Steps of a pseudo-random sequence (splitmix64).
-struct Random(u64);
+pub(super) struct Random(pub(super) u64);
 
 impl Random {
-    fn below(&mut self, bound: u64) -> u64 {
+    pub(super) fn below(&mut self, bound: u64) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut mixed = self.0;
         mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -46,17 +46,17 @@ impl Random {
 }
 
 /// Sources, what was put into them, and what must come out.
-struct World {
-    cluster: Arc<MemoryCluster>,
-    random: Random,
-    time_ms: i64,
-    policy: CheckpointPolicy,
+pub(super) struct World {
+    pub(super) cluster: Arc<MemoryCluster>,
+    pub(super) random: Random,
+    pub(super) time_ms: i64,
+    pub(super) policy: CheckpointPolicy,
     /// A second broker takes the job for its own, too.
     has_rival: bool,
 }
 
 impl World {
-    fn new(seed: u64, sources: usize, derived: usize) -> World {
+    pub(super) fn new(seed: u64, sources: usize, derived: usize) -> World {
         let cluster = MemoryCluster::new();
         cluster.create("events", sources, None);
         cluster.create("sums", derived, Some(DECLARATION));
@@ -73,7 +73,7 @@ impl World {
     }
 
     /// Puts a batch into a source: some disorder, some late records, some that cannot be read, some filtered out.
-    fn produce(&mut self) {
+    pub(super) fn produce(&mut self) {
         let logs = self.cluster.partitions("events");
         let mut builder = BatchBuilder::new();
         for _ in 0..1 + self.random.below(8) {
@@ -98,7 +98,7 @@ impl World {
     }
 
     /// Ends every source with a record that closes all windows.
-    fn close(&mut self) {
+    pub(super) fn close(&mut self) {
         let time_ms = self.time_ms + 100_000;
         for log in self.cluster.partitions("events") {
             let text = format!("{{\"t\":{time_ms},\"k\":\"skip\",\"v\":0}}");
@@ -177,7 +177,7 @@ impl World {
     }
 
     /// Every result, late record and dead letter against a recomputation from the sources.
-    fn check(&self) {
+    pub(super) fn check(&self) {
         let late = self.places("sums-late");
         let dead = self.places("sums-dead");
         let mut expected: BTreeMap<(i64, String), (i64, i64)> = BTreeMap::new();
