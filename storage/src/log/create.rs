@@ -104,6 +104,7 @@ impl Log {
         // True of the old log, too, if the crash comes now: it is what the group has committed.
         self.write_producer_snapshot(producers, checkpoint.producers_offset)?;
         checkpoint.write(&*self.disk, &self.directory)?;
+        // From here on there is no way back to the old log.
         self.failed = true;
         let (disk, directory) = (Arc::clone(&self.disk), self.directory.clone());
         let failed = |error| StorageError::io("replace the log in", &directory, error);
