@@ -12,7 +12,7 @@ use streamgauge_tests::process::{poll, run, spawn};
 
 const START_TIME_MAX: Duration = Duration::from_secs(60);
 /// What `kafka-server-start.sh` and `kafka-run-class.sh` give the broker's JVM.
-const KAFKA_JVM_OPTIONS: [&str; 6] = [
+pub(crate) const KAFKA_JVM_OPTIONS: [&str; 6] = [
     "-Xmx1G",
     "-Xms1G",
     "-server",
@@ -97,17 +97,7 @@ impl Server {
 
     /// User and system time of all threads so far.
     pub fn cpu_seconds(&self) -> f64 {
-        let stat = fs::read_to_string(format!("/proc/{}/stat", self.child.id()))
-            .expect("the broker is running");
-        // The name in parentheses may hold anything; utime and stime are fields 14 and 15, the name is field 2.
-        let (_, fields) = stat.rsplit_once(')').expect("a name in parentheses");
-        let ticks: f64 = fields
-            .split_whitespace()
-            .skip(11)
-            .take(2)
-            .map(|field| field.parse::<f64>().expect("a number of ticks"))
-            .sum();
-        ticks / TICKS_PER_SECOND
+        cpu_seconds_of(self.child.id())
     }
 
     /// The most memory that was ever resident, MiB.
@@ -125,6 +115,21 @@ impl Server {
             .expect("a number of kB");
         kibibytes / 1024.0
     }
+}
+
+/// User and system time of all threads of a process so far.
+pub(crate) fn cpu_seconds_of(process_id: u32) -> f64 {
+    let stat =
+        fs::read_to_string(format!("/proc/{process_id}/stat")).expect("the broker is running");
+    // The name in parentheses may hold anything; utime and stime are fields 14 and 15, the name is field 2.
+    let (_, fields) = stat.rsplit_once(')').expect("a name in parentheses");
+    let ticks: f64 = fields
+        .split_whitespace()
+        .skip(11)
+        .take(2)
+        .map(|field| field.parse::<f64>().expect("a number of ticks"))
+        .sum();
+    ticks / TICKS_PER_SECOND
 }
 
 impl Drop for Server {
