@@ -3,8 +3,10 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
+use streamgauge_tests::broker::streamgauge;
 use streamgauge_tests::cluster::{Cluster, NODES};
-use streamgauge_tests::seed_case::{ORDERS, SeedCase};
+use streamgauge_tests::process::{poll, run};
+use streamgauge_tests::seed_case::{ORDERS, SeedCase, apply};
 
 const TIME_MAX: Duration = Duration::from_secs(280);
 const MOVE_TIME_MAX: Duration = Duration::from_secs(30);
@@ -48,6 +50,47 @@ fn the_seed_case_comes_out_exact_through_the_ends_of_leaders() {
     );
 }
 
+/// Whoever is asked, the controller decides, and one broker runs the job.
+#[test]
+fn an_aggregation_is_declared_and_deleted_through_any_broker() {
+    let cluster = Cluster::start("cluster-declared-anywhere");
+    let address = |id| cluster.address(id).to_string();
+    topic(&["create", SOURCE, "--partitions", "4"], &address(1));
+    for (asked, other) in [(1, 2), (2, 3), (3, 1)] {
+        for id in [asked, other, asked] {
+            apply(&address(id));
+        }
+        wait_until_known(&cluster, INTERNAL, Some(NODES.len()));
+        topic(&["delete", DERIVED], &address(other));
+        wait_until_known(&cluster, INTERNAL, None);
+    }
+}
+
+fn topic(arguments: &[&str], bootstrap: &str) {
+    let mut command = streamgauge();
+    command.arg("topic").args(arguments);
+    command.args(["--bootstrap-server", bootstrap]);
+    run(command, MOVE_TIME_MAX).expect_success("topic");
+}
+
+/// Every broker knows the topic, with so many replicas, or none does.
+fn wait_until_known(cluster: &Cluster, name: &str, replicas: Option<usize>) {
+    let known = |id| {
+        let metadata = cluster.metadata(id, Some(name))?;
+        let topic = metadata.topics.first()?;
+        let known = topic.partitions.first();
+        Some(known.map(|partition| partition.replica_nodes.len()))
+    };
+    let mut seen = Vec::new();
+    let agreed = poll(MOVE_TIME_MAX, || {
+        seen = NODES.map(known).to_vec();
+        seen.iter()
+            .all(|seen| *seen == Some(replicas))
+            .then_some(())
+    });
+    assert!(agreed.is_some(), "{name}: {seen:?}, not {replicas:?}");
+}
+
 /// Most of what the job reads and writes is on other brokers only, and goes from one to the other.
 #[test]
 fn the_seed_case_comes_out_exact_across_brokers() {
@@ -67,12 +110,14 @@ fn the_seed_case_comes_out_exact_across_brokers() {
 
 fn through(name: &str, replicas: Option<&str>, ends: &[(&str, i32, End)]) {
     let mut cluster = Cluster::start(name);
-    let Some(mut case) = SeedCase::start(&cluster.bootstrap(), replicas, TIME_MAX) else {
+    let parts = ends.len() + 1;
+    let Some(mut case) = SeedCase::start(&cluster.bootstrap(), replicas, parts, TIME_MAX) else {
         return;
     };
     for (number, (topic, partition, end)) in ends.iter().enumerate() {
-        let produced = ORDERS * (number + 1) / (ends.len() + 1);
+        let produced = ORDERS * (number + 1) / parts;
         assert!(case.wait_until_produced(produced), "{produced} orders");
+        case.go_on();
         let leader = cluster.leader(topic, *partition);
         println!("{end:?} of the leader of {topic}-{partition}, broker {leader}");
         match end {

@@ -1,7 +1,8 @@
 """The seed case, as a shop would run it: orders in through librdkafka, per-minute results out of a derived topic.
 
 100,000 orders over ten minutes of event time from three shops; 20 % out of order within the bound of 5 s; 1 % late by whole
-windows. The broker at argv[1] may be killed on the way: it says `produced N` as it goes. Every window's count, sum, min, max
+windows. Brokers (argv[1] says where they are) may be killed on the way: it says `produced N` as it goes, and with argv[3] it
+produces the orders in so many parts, each but the first once it has read another line. Every window's count, sum, min, max
 and mean must equal what is computed here from the same orders in exact decimals; each late order must be in `orders-late`;
 nothing may come twice.
 
@@ -12,6 +13,7 @@ result of its window was seen: from then on it is late whatever happens.
 import json
 import random
 import sys
+import threading
 import time
 from collections import defaultdict
 from decimal import Decimal
@@ -30,7 +32,19 @@ PROGRESS = 2_000
 WAIT_SECONDS_MAX = 120
 
 bootstrap = sys.argv[1]
+parts = int(sys.argv[3]) if len(sys.argv) > 3 else 1
+parts_allowed = 1
 random.seed(SEED)
+
+
+def allow_parts():
+    global parts_allowed
+    for _ in sys.stdin:
+        parts_allowed += 1
+
+
+if parts > 1:
+    threading.Thread(target=allow_parts, daemon=True).start()
 
 
 class Window:
@@ -141,9 +155,14 @@ producer = Producer({
 })
 
 
+produced = 0
+
+
 def produce(value, partition):
-    while len(producer) >= 5_000:
+    global produced
+    while len(producer) >= 5_000 or (parts_allowed < parts and produced >= ORDERS * parts_allowed // parts):
         producer.poll(0.01)
+    produced += 1
     producer.produce("orders", value, partition=partition, on_delivery=on_delivery)
     producer.poll(0)
 

@@ -22,7 +22,7 @@ fn seed_case(name: &str, kills: usize) {
         return;
     }
     let mut broker = Broker::start(name);
-    let Some(mut case) = SeedCase::start(&broker.bootstrap(), None, TIME_MAX) else {
+    let Some(mut case) = SeedCase::start(&broker.bootstrap(), None, 1, TIME_MAX) else {
         return;
     };
     let mut killed = 0;

@@ -1,8 +1,8 @@
 //! The seed case at work on a broker or a cluster: `tests/pipeline/seed_case.py` produces orders, reads results, and judges.
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -12,11 +12,14 @@ use crate::fetch::python;
 use crate::process::{run, spawn, wait};
 
 pub const ORDERS: usize = 100_000;
+/// The client says how many it has produced whenever it is so many more.
+const PROGRESS: usize = 2_000;
 const COMMAND_TIME_MAX: Duration = Duration::from_secs(30);
 
 /// A run under way.
 pub struct SeedCase {
     client: Child,
+    input: Option<ChildStdin>,
     heard: Receiver<String>,
     reader: JoinHandle<()>,
     deadline: Instant,
@@ -26,10 +29,24 @@ fn directory() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("pipeline")
 }
 
+/// Declares the aggregation.
+pub fn apply(bootstrap: &str) {
+    let mut apply = streamgauge();
+    apply.arg("apply").arg("-f");
+    apply.arg(directory().join("orders.yaml"));
+    apply.args(["--bootstrap-server", bootstrap]);
+    run(apply, COMMAND_TIME_MAX).expect_success("apply");
+}
+
 impl SeedCase {
-    /// Makes the topics with so many replicas, or as many as the brokers' default is, declares the aggregation and lets the client begin; `None` if there is no Python. All has to be over in
-    /// `time_max`.
-    pub fn start(bootstrap: &str, replicas: Option<&str>, time_max: Duration) -> Option<Self> {
+    /// Makes the topics with so many replicas, or as many as the brokers' default is, declares the aggregation and lets the client
+    /// begin to produce in `parts`; `None` if there is no Python. All has to be over in `time_max`.
+    pub fn start(
+        bootstrap: &str,
+        replicas: Option<&str>,
+        parts: usize,
+        time_max: Duration,
+    ) -> Option<Self> {
         let python = python()?;
         for topic in ["orders", "orders-late"] {
             let mut create = streamgauge();
@@ -40,17 +57,14 @@ impl SeedCase {
             }
             run(create, COMMAND_TIME_MAX).expect_success("topic create");
         }
-        let mut apply = streamgauge();
-        apply.arg("apply").arg("-f");
-        apply.arg(directory().join("orders.yaml"));
-        apply.args(["--bootstrap-server", bootstrap]);
-        run(apply, COMMAND_TIME_MAX).expect_success("apply");
+        apply(bootstrap);
 
         let mut command = Command::new(python);
         command
             .arg("-B")
             .arg(directory().join("seed_case.py"))
-            .args([bootstrap, "4"])
+            .args([bootstrap, "4", &parts.to_string()])
+            .stdin(Stdio::piped())
             .stdout(Stdio::piped());
         let mut client = spawn(command);
         let (said, heard) = channel();
@@ -64,6 +78,7 @@ impl SeedCase {
             }
         });
         Some(Self {
+            input: client.stdin.take(),
             client,
             heard,
             reader,
@@ -71,8 +86,9 @@ impl SeedCase {
         })
     }
 
-    /// Waits until so many orders are acknowledged; false if the client ends before.
+    /// Waits until about so many orders are acknowledged; false if the client ends before.
     pub fn wait_until_produced(&mut self, orders: usize) -> bool {
+        let orders = orders.saturating_sub(PROGRESS);
         loop {
             let left = self.deadline.saturating_duration_since(Instant::now());
             let Ok(line) = self.heard.recv_timeout(left) else {
@@ -85,6 +101,12 @@ impl SeedCase {
                 return true;
             }
         }
+    }
+
+    /// Lets the client produce one more part; what happens next happens while it does.
+    pub fn go_on(&mut self) {
+        let input = self.input.as_mut().expect("it is taken at the end");
+        writeln!(input).expect("the client listens");
     }
 
     /// The client's judgement.

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use streamgauge_protocol::error::ErrorCode;
 use streamgauge_storage::log::ReadError;
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, Semaphore, watch};
 use uuid::Uuid;
 
 use super::cluster::{DerivedTopic, JobCluster, NewJobTopic, TopicInfo};
@@ -117,6 +117,7 @@ impl JobLog for PartitionHandle {
 struct BrokerPartition {
     broker: Arc<Broker>,
     key: PartitionKey,
+    long_polls: Arc<Semaphore>,
 }
 
 impl PartitionPlace for BrokerPartition {
@@ -136,23 +137,46 @@ impl PartitionPlace for BrokerPartition {
         operation: &Operation,
         time_max: Duration,
     ) -> BoxFuture<'static, Result<Bytes, LogError>> {
-        let request = ClusterRequest::Partition(partition_request::encode(self.key, operation));
         let broker = Arc::clone(&self.broker);
+        let key = self.key;
+        let mut operation = operation.clone();
+        let long_polls = Arc::clone(&self.long_polls);
         Box::pin(async move {
+            let mut long_poll = None;
+            if let Operation::Positions { wait_ms, .. } = &mut operation
+                && *wait_ms > 0
+            {
+                long_poll = long_polls.try_acquire().ok();
+                if long_poll.is_none() {
+                    tokio::time::sleep(SHORT_POLL_INTERVAL).await;
+                    *wait_ms = 0;
+                }
+            }
+            let request = ClusterRequest::Partition(partition_request::encode(key, &operation));
             let answer = broker.cluster.ask(leader, &request, time_max).await;
+            drop(long_poll);
             answer.map_err(|error| LogError::Failed(error.to_string()))
         })
     }
 }
 
+/// Questions to other brokers that these keep until there is news: as many as leave room for the rest of what a peer may be asked
+/// at once. Beyond, it is asked again and again.
+const LONG_POLLS_MAX: usize = 64;
+const SHORT_POLL_INTERVAL: Duration = Duration::from_millis(100);
+
 /// The jobs' view of a broker.
 pub struct BrokerCluster {
     broker: Arc<Broker>,
+    long_polls: Arc<Semaphore>,
 }
 
 impl BrokerCluster {
     pub fn new(broker: Arc<Broker>) -> BrokerCluster {
-        BrokerCluster { broker }
+        BrokerCluster {
+            broker,
+            long_polls: Arc::new(Semaphore::new(LONG_POLLS_MAX)),
+        }
     }
 }
 
@@ -221,6 +245,7 @@ impl JobCluster for BrokerCluster {
         Some(Arc::new(ClusterLog::new(BrokerPartition {
             broker: Arc::clone(&self.broker),
             key,
+            long_polls: Arc::clone(&self.long_polls),
         })))
     }
 

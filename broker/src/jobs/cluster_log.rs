@@ -2,7 +2,8 @@
 //!
 //! What is committed is read from the replica on this broker if there is one, whoever leads; the
 //! replica may be a moment behind. Appends and questions go to the leader. If there is no replica here,
-//! the leader is asked for everything, and a task follows its high watermark.
+//! the leader is asked for everything, and a task follows its high watermark: closely while somebody waits
+//! for it to move.
 //!
 //! Appends to a leader elsewhere wait in a queue and go one request after the other, each with all that
 //! has gathered: so they arrive in order. After an error it is not known what was appended; whoever
@@ -30,6 +31,8 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// How long the leader may keep the question for its positions.
 const WAIT_MS: u32 = 1_000;
 const RETRY_DELAY: Duration = Duration::from_millis(100);
+/// How often the leader is asked where it stands while nobody waits.
+const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 
 type Queued = (Bytes, oneshot::Sender<Result<i64, LogError>>);
 
@@ -52,11 +55,13 @@ pub trait PartitionPlace: Send + Sync + 'static {
 
 struct Shared {
     place: Box<dyn PartitionPlace>,
-    /// What the leader has told; `None` before it has, and while a replica is here.
+    /// What the leader has told, or the replica here has known last.
     told: Mutex<Option<Positions>>,
     /// Everything below was answered as appended.
     appended_end: AtomicI64,
     waiters: Mutex<Vec<Arc<Notify>>>,
+    /// Somebody has begun to wait.
+    is_waited_for: Notify,
 }
 
 /// See the file's head.
@@ -82,7 +87,9 @@ impl ClusterLog {
             told: Mutex::default(),
             appended_end: AtomicI64::new(0),
             waiters: Mutex::default(),
+            is_waited_for: Notify::new(),
         });
+        shared.tell(shared.positions());
         let (queue, queued) = mpsc::unbounded_channel();
         let tasks = [
             tokio::spawn(send_appends(Arc::clone(&shared), queued)),
@@ -128,6 +135,11 @@ impl Shared {
                 waiter.notify_one();
             }
         }
+    }
+
+    fn has_waiters(&self) -> bool {
+        let waiters = self.waiters.lock().unwrap_or_else(PoisonError::into_inner);
+        waiters.iter().any(|waiter| Arc::strong_count(waiter) > 1)
     }
 
     fn positions(&self) -> Option<Positions> {
@@ -238,21 +250,27 @@ async fn send_appends(shared: Arc<Shared>, mut queued: mpsc::UnboundedReceiver<Q
 /// Keeps the positions of a leader elsewhere while there is no replica here.
 async fn follow(shared: Arc<Shared>) {
     loop {
-        if shared.local().is_some() {
-            shared.tell(None);
+        if let Some(replica) = shared.local() {
+            // For when it has been moved away.
+            shared.tell(Some(Positions::of(&*replica)));
             tokio::time::sleep(RETRY_DELAY).await;
             continue;
         }
         let known = shared.told();
+        let wait_ms = if shared.has_waiters() { WAIT_MS } else { 0 };
         let question = Operation::Positions {
             high_watermark: known.map_or(-1, |known| known.high_watermark),
             leader_epoch: known.map_or(-1, |known| known.leader_epoch),
-            wait_ms: WAIT_MS,
+            wait_ms,
         };
         let answer = shared.ask(&question, PATIENCE).await;
         match answer.and_then(partition_request::positions) {
             Ok(positions) => shared.tell(Some(positions)),
             Err(_) => tokio::time::sleep(RETRY_DELAY).await,
+        }
+        if !shared.has_waiters() {
+            let waited_for = shared.is_waited_for.notified();
+            drop(tokio::time::timeout(LOOK_INTERVAL, waited_for).await);
         }
     }
 }
@@ -332,6 +350,7 @@ impl JobLog for ClusterLog {
         if !waiters.iter().any(|other| Arc::ptr_eq(other, waiter)) {
             waiters.retain(|other| Arc::strong_count(other) > 1);
             waiters.push(Arc::clone(waiter));
+            self.shared.is_waited_for.notify_one();
         }
     }
 

@@ -172,8 +172,9 @@ pub struct Found {
 impl Found {
     /// Where and whose the job's state is, from wherever it is known.
     pub fn start_mark(&self) -> Option<&StartMark> {
+        // A checkpoint has the one that counted; another that begins the job later is of a broker that was behind.
         let of_checkpoint = self.checkpoint.as_ref().map(|found| &found.meta.start);
-        self.start.as_ref().or(of_checkpoint)
+        of_checkpoint.or(self.start.as_ref())
     }
 }
 
@@ -332,6 +333,17 @@ mod tests {
         ])
         .await;
         assert_eq!(chunks(&found), [b"7-0"]);
+    }
+
+    #[tokio::test]
+    async fn a_job_that_has_a_checkpoint_is_not_begun_again() {
+        let found = found_in(vec![
+            mark(2).to_batch(0).unwrap(),
+            meta(7, 10, 1),
+            chunk(7, 0),
+        ])
+        .await;
+        assert_eq!(found.start_mark().unwrap().fingerprint, 1);
     }
 
     #[tokio::test]
