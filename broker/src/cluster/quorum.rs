@@ -44,6 +44,8 @@ pub async fn follow(cluster: Arc<Cluster>, controller: Controller, config: Arc<B
         let (target, addresses) = controller.read(|image| {
             let addresses: Vec<(i32, String)> = image
                 .brokers()
+                // What this broker was told of the founders counts: it may have another way to them.
+                .filter(|known| !config.controller_quorum_voters.contains_key(&known.node_id))
                 .filter_map(|known| Some((known.node_id, known.peer.clone()?)))
                 .collect();
             (target(image, &founders), addresses)
