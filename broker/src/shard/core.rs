@@ -5,7 +5,7 @@
 //! what becomes ready meanwhile waits for the next, so that batching grows with load and an idle
 //! shard answers at once. The clock is an argument; files are reached through [`Disk`] only.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -71,6 +71,8 @@ pub struct Shard {
     under_way: Option<Round>,
     rounds: u64,
     has_peers: bool,
+    /// Replicas that were to go and whose files remain: they are looked at again when the broker starts.
+    left_behind: HashSet<PartitionKey>,
     /// A sync failed: nothing may rest on what is written from here on.
     has_failed: bool,
     next_maintenance_ms: i64,
@@ -101,6 +103,7 @@ impl Shard {
             under_way: None,
             rounds: 0,
             has_peers: false,
+            left_behind: HashSet::new(),
             has_failed: false,
         })
     }
@@ -460,7 +463,7 @@ impl Shard {
         founders: &[i32],
         now_ms: i64,
     ) -> Result<Partition, StorageError> {
-        if self.has_failed {
+        if self.has_failed || self.left_behind.contains(&key) {
             return Err(StorageError::Failed);
         }
         let log_config = log_config(&config);
@@ -592,6 +595,7 @@ impl Shard {
         };
         if let Err(error) = saved {
             tracing::error!(directory = %directory.display(), %error, "a replica's files remain");
+            self.left_behind.insert(key);
             return;
         }
         // Readers that hold mappings keep what they have; the names go away at once.
@@ -605,6 +609,7 @@ impl Shard {
         };
         if let Err(error) = removed {
             tracing::warn!(directory = %directory.display(), %error, "deleted partition's files remain");
+            self.left_behind.insert(key);
         }
     }
 
