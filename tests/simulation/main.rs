@@ -15,10 +15,6 @@ use world::World;
 const SEEDS: u64 = 300;
 const STEPS: u64 = 300;
 
-/// Fails, and nobody knows yet why: after a restart of its process alone a log is found damaged below its recovery point. A fault of the
-/// broker until the contrary is shown; `SIMULATION_SEED=26` shows it.
-const NOT_UNDERSTOOD: u64 = 26;
-
 fn number_from_environment(name: &str) -> Option<u64> {
     std::env::var(name).ok()?.parse().ok()
 }
@@ -89,7 +85,7 @@ fn whatever_fails_promises_are_kept() {
     let first = number_from_environment("SIMULATION_FIRST").unwrap_or(0);
     let seeds = number_from_environment("SIMULATION_SEEDS").unwrap_or(SEEDS);
     let mut sum = Tally::default();
-    for seed in (first..first + seeds).filter(|seed| *seed != NOT_UNDERSTOOD) {
+    for seed in first..first + seeds {
         named(&format!("SIMULATION_SEED={seed}"), || {
             let tally = run(seed);
             sum.starts += tally.starts;

@@ -117,6 +117,9 @@ pub struct RaftGroup {
     unsynced: VecDeque<u64>,
     /// Proposed, and not yet handed to Raft.
     proposals: Vec<RaftEntry>,
+    /// The term in which they were proposed, whose epoch they are stamped with: a replica that is alone
+    /// can lose the leadership and win it again before they are handed over.
+    proposals_term: Term,
     /// Messages that must not leave before a `Ready`, and all before it, are synced.
     held_back: VecDeque<(u64, Vec<Message>)>,
     /// The `Ready` with which the log was replaced, and the entry before the new log's first: that
@@ -223,6 +226,7 @@ impl RaftGroup {
             last_ready: 0,
             unsynced: VecDeque::new(),
             proposals: Vec::new(),
+            proposals_term: Term(0),
             held_back: VecDeque::new(),
             started_in: None,
             followers: Followers::default(),
@@ -482,6 +486,11 @@ impl RaftGroup {
         if self.is_handing_over() {
             return Err(GroupError::NotLeader);
         }
+        if self.proposals.is_empty() {
+            self.proposals_term = self.term();
+        } else if self.proposals_term != self.term() {
+            return Err(GroupError::NotLeader);
+        }
         let index = self.next_index();
         self.proposals.push(entry);
         Ok(index)
@@ -494,7 +503,7 @@ impl RaftGroup {
             return Ok(true);
         }
         let entries = std::mem::take(&mut self.proposals);
-        if !self.is_leader() {
+        if !self.is_leader() || self.proposals_term != self.term() {
             self.step_under_way = None;
             return Ok(false);
         }
