@@ -34,6 +34,8 @@ struct Tally {
     acknowledged: u64,
     leader_epochs: i64,
     moves: u64,
+    /// Replicas that rested, tick by tick.
+    rested: u64,
 }
 
 /// One seed in four is a broker alone.
@@ -59,6 +61,7 @@ fn run(seed: u64) -> Tally {
     world.settle();
     Tally {
         starts: world.restarts,
+        rested: world.rested,
         moves: world.topics.iter().map(|topic| topic.moves.ended()).sum(),
         acknowledged: world
             .topics
@@ -92,6 +95,7 @@ fn whatever_fails_promises_are_kept() {
             sum.acknowledged += tally.acknowledged;
             sum.leader_epochs += tally.leader_epochs;
             sum.moves += tally.moves;
+            sum.rested += tally.rested;
         });
     }
     println!("{seeds} seeds: {sum:?}");

@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use streamgauge::config::{ConfigLoader, Flush, TimestampType, TopicConfig};
+use streamgauge::replication::hibernation::Mark;
 use streamgauge::shard::core::{Shard, ShardSettings};
 use streamgauge::shard::event::{
     Acks, Append, AppendError, Effect, Event, GroupMessage, OpenPartition,
@@ -73,6 +74,8 @@ pub struct Node {
     skew_ms: i64,
     syncing: Option<(u64, Vec<SyncTicket>)>,
     sync_failed: bool,
+    /// Ticks since nothing of what it or the others say arrives.
+    cut_off_ticks: u64,
     /// Writes failed while others lead, and a truncation that did not come to its end leaves a log
     /// that is known again only once it is opened; or a new replica could not be opened.
     pub must_restart: bool,
@@ -82,8 +85,17 @@ pub struct Node {
 struct Letter {
     from: usize,
     to: usize,
-    message: GroupMessage,
+    content: Content,
 }
+
+#[derive(Clone)]
+enum Content {
+    Raft(GroupMessage),
+    Pulse(Mark),
+}
+
+/// Two election timeouts, and what a leader that rests takes to notice, in ticks.
+const CUT_OFF_TICKS_MAX: u64 = 24;
 
 /// Messages under way beyond which new ones are lost: a queue that is full.
 const NETWORK_MAX: usize = 2_000;
@@ -102,6 +114,10 @@ pub struct World {
     busy: Option<(usize, u64)>,
     /// Messages are also lost, doubled and overtaken.
     unreliable: bool,
+    /// Clients ask for nothing for so many steps more, so that groups come to rest.
+    quiet: u64,
+    /// Replicas that rested, counted at each tick.
+    pub rested: u64,
     now_ms: i64,
     next_producer_id: i64,
 }
@@ -118,6 +134,7 @@ impl World {
                 syncing: None,
                 sync_failed: false,
                 must_restart: false,
+                cut_off_ticks: 0,
             })
             .collect();
         let mut world = Self {
@@ -130,6 +147,8 @@ impl World {
             down: None,
             busy: None,
             unreliable: true,
+            quiet: 0,
+            rested: 0,
             now_ms: 10_000_000,
             next_producer_id: 1,
         };
@@ -196,6 +215,7 @@ impl World {
     fn start_node(&mut self, node: usize) -> Result<(), StorageError> {
         let settings = ShardSettings {
             broker_id: i32::try_from(node).expect("few nodes"),
+            number: 0,
             directory: PathBuf::from("/data/raft-state-0"),
             retention_check_interval_ms: 500,
             producer_expiration_ms: i64::MAX / 4,
@@ -344,20 +364,26 @@ impl World {
                 assert!(state.syncing.is_none(), "two rounds of syncs at once");
                 state.syncing = Some((round, tickets));
             }
-            for (to, message) in shard.take_outbox() {
-                self.post(node, usize::try_from(to).expect("a node"), message);
+            let messages = shard.take_outbox().into_iter();
+            let messages = messages.map(|(to, message)| (to, Content::Raft(message)));
+            let pulses = shard.take_pulses().into_iter();
+            let pulses = pulses.map(|(to, mark)| (to, Content::Pulse(mark)));
+            for (to, content) in messages.chain(pulses).collect::<Vec<_>>() {
+                self.post(node, usize::try_from(to).expect("a node"), content);
             }
         }
         self.collect();
     }
 
-    fn post(&mut self, from: usize, to: usize, message: GroupMessage) {
+    fn post(&mut self, from: usize, to: usize, content: Content) {
         let lost = self.cut.contains(&(from, to))
             || self.network.len() >= NETWORK_MAX
             || (self.unreliable && self.random.one_in(50));
         if lost {
             // Sometimes the sender learns of it.
-            if self.random.one_in(2) {
+            if let Content::Raft(message) = content
+                && self.random.one_in(2)
+            {
                 let event = Event::Unreachable {
                     broker: i32::try_from(to).expect("few nodes"),
                     groups: vec![message.group],
@@ -367,10 +393,10 @@ impl World {
             return;
         }
         if self.unreliable && self.random.one_in(50) {
-            let message = message.clone();
-            self.network.push_back(Letter { from, to, message });
+            let content = content.clone();
+            self.network.push_back(Letter { from, to, content });
         }
-        self.network.push_back(Letter { from, to, message });
+        self.network.push_back(Letter { from, to, content });
     }
 
     /// Some messages arrive, mostly in order.
@@ -387,8 +413,14 @@ impl World {
             if self.cut.contains(&(letter.from, letter.to)) {
                 continue;
             }
-            let event = Event::Raft {
-                messages: vec![letter.message],
+            let event = match letter.content {
+                Content::Raft(message) => Event::Raft {
+                    messages: vec![message],
+                },
+                Content::Pulse(mark) => Event::Pulse {
+                    broker: i32::try_from(letter.from).expect("few nodes"),
+                    mark,
+                },
             };
             self.handle(letter.to, event);
             if !self.random.one_in(3) {
@@ -419,6 +451,57 @@ impl World {
     pub fn tick(&mut self, node: usize, passed_ms: i64) {
         self.now_ms += passed_ms;
         self.handle(node, Event::Tick);
+        self.rested += self.resting(node);
+        self.check_cut_off(node);
+    }
+
+    /// Who reaches nobody must have noticed within two election timeouts, and serves no more.
+    fn check_cut_off(&mut self, node: usize) {
+        let mut others = (0..self.nodes.len()).filter(|other| *other != node);
+        let is_cut_off = !self.is_alone()
+            && others.all(|other| {
+                self.cut.contains(&(node, other)) && self.cut.contains(&(other, node))
+            });
+        let is_busy = self.busy.is_some_and(|(busy, _)| busy == node);
+        let state = &mut self.nodes[node];
+        if !is_cut_off || is_busy || state.shard.is_none() || state.trouble != Trouble::None {
+            state.cut_off_ticks = 0;
+            return;
+        }
+        state.cut_off_ticks += 1;
+        if state.cut_off_ticks < CUT_OFF_TICKS_MAX {
+            return;
+        }
+        self.flush(node);
+        for number in 0..self.topics.len() {
+            let Some(replica) = &self.topics[number].replicas[node] else {
+                continue;
+            };
+            let (partition, serves) = (replica.id, replica.view.is_serving());
+            let (reply, mut replicas) = oneshot::channel();
+            self.handle(node, Event::Replicas { partition, reply });
+            let replicas = replicas.try_recv().expect("answered at once");
+            let voters = replicas
+                .into_iter()
+                .flatten()
+                .filter(|replica| replica.is_voter);
+            assert!(
+                !serves || voters.count() < 2,
+                "node {node} serves topic {number} and has reached nobody for long"
+            );
+        }
+    }
+
+    /// How many replicas of a node rest.
+    fn resting(&self, node: usize) -> u64 {
+        let open = self
+            .topics
+            .iter()
+            .filter(|topic| topic.replicas[node].is_some());
+        let shard = self.nodes[node].shard.as_ref();
+        shard.map_or(0, |shard| {
+            open.count().saturating_sub(shard.awake_count()) as u64
+        })
     }
 
     /// Takes the answers that have come and, now and then, checks what readers see.
@@ -437,6 +520,10 @@ impl World {
     pub fn step(&mut self) {
         let number = self.random.below(self.topics.len() as u64) as usize;
         let node = self.random.below(self.nodes.len() as u64) as usize;
+        if !self.is_alone() && self.quiet_step(node) {
+            self.pass_time();
+            return;
+        }
         match self.random.below(100) {
             0..45 => self.produce(number),
             45..52 => self.retry(number),
@@ -477,6 +564,38 @@ impl World {
         } else {
             self.collect();
         }
+    }
+
+    /// In a quiet spell time passes faster; groups come to rest, and what disturbs them comes now and
+    /// then: links are cut and mended, brokers stop and come back, disks fail. Says whether it is one.
+    fn quiet_step(&mut self, node: usize) -> bool {
+        if self.quiet == 0 {
+            if self.random.one_in(300) {
+                self.quiet = 100 + self.random.below(200);
+            }
+            return false;
+        }
+        self.quiet -= 1;
+        for each in 0..self.nodes.len() {
+            if !self.random.one_in(8) {
+                self.tick(each, 33);
+            }
+        }
+        if self.random.one_in(30) {
+            match self.random.below(8) {
+                0 => self.restart(node, true),
+                1 => self.restart(node, false),
+                2 | 3 => self.cut_or_mend_links(),
+                4 => self.stay_down(node),
+                5 => self.fault(node),
+                6 => {
+                    let number = self.random.below(self.topics.len() as u64) as usize;
+                    self.produce(number);
+                }
+                _ => self.busy = Some((node, 20 + self.random.below(60))),
+            }
+        }
+        true
     }
 
     /// All nodes do something, at their own pace.
@@ -776,6 +895,15 @@ impl World {
         }
         self.work_off();
         self.collect();
+        if !self.is_alone() {
+            let shards = self.nodes.iter().map(|node| node.shard.as_ref());
+            let awake = shards.map(|shard| shard.map_or(0, Shard::awake_count));
+            let awake: Vec<usize> = awake.collect();
+            assert!(
+                awake.iter().all(|awake| *awake == 0),
+                "replicas do not come to rest: {awake:?} of each node"
+            );
+        }
         self.tell_of_moves();
         for topic in &mut self.topics {
             topic.check_reads();

@@ -10,6 +10,7 @@ use super::Cluster;
 use crate::broker::Broker;
 use crate::controller::{Controller, Placed};
 use crate::peers::{GroupMessage, Inbox};
+use crate::replication::hibernation::Mark;
 use crate::shard::event::Event;
 use crate::shard::runner::Outbound;
 use crate::shard::view::PartitionKey;
@@ -22,6 +23,12 @@ impl Outbound for ShardOutbound {
         // Before the broker is connected nothing is owed to anybody; Raft sends it again.
         if let Some(peers) = self.0.peers() {
             peers.send(to, messages);
+        }
+    }
+
+    fn pulse(&self, to: i32, mark: Mark) {
+        if let Some(peers) = self.0.peers() {
+            peers.pulse(to, mark);
         }
     }
 }
@@ -69,6 +76,13 @@ impl Inbox for ClusterInbox {
 
     fn notice(&self, from: i32, payload: Bytes) {
         self.cluster.heard(from, &payload);
+    }
+
+    /// Groups need not lie on the same shard everywhere.
+    fn pulse(&self, from: i32, mark: Mark) {
+        for shard in &self.placed.shards {
+            shard.send(Event::Pulse { broker: from, mark });
+        }
     }
 
     fn request(&self, from: i32, payload: Bytes) -> Pin<Box<dyn Future<Output = Bytes> + Send>> {

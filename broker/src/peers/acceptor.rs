@@ -159,6 +159,7 @@ async fn read_frames(
         match reader.next().await? {
             Frame::Raft(messages) => shared.inbox.raft(from, messages),
             Frame::Notice(payload) => shared.inbox.notice(from, payload),
+            Frame::Pulse(mark) => shared.inbox.pulse(from, mark),
             Frame::Request {
                 correlation_id,
                 payload,

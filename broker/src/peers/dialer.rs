@@ -168,6 +168,7 @@ async fn read_answers(
             Frame::Ping => {}
             Frame::Raft(_) => return Err(ConnectionError::Direction("raft messages")),
             Frame::Notice(_) => return Err(ConnectionError::Direction("notices")),
+            Frame::Pulse(_) => return Err(ConnectionError::Direction("pulses")),
             Frame::Request { .. } => return Err(ConnectionError::Direction("requests")),
         }
     }

@@ -7,6 +7,7 @@
 //! 3 request head: correlation id u64 │ payload
 //! 4 answer  head: correlation id u64 │ outcome u8 (0 done, 1 busy, 2 failed) │ payload, if done
 //! 5 ping    nothing
+//! 6 pulse   head: shard u32 │ epoch u64; see [`crate::replication::hibernation`]
 //! ```
 //!
 //! Numbers are big-endian; the length counts what follows it. The CRC-32 covers the length and all
@@ -20,6 +21,7 @@ use crc32fast::Hasher;
 use uuid::Uuid;
 
 use super::GroupMessage;
+use crate::replication::hibernation::Mark;
 use crate::replication::wire::{self, WireError};
 use crate::shard::view::PartitionKey;
 
@@ -45,6 +47,7 @@ const TYPE_NOTICE: u8 = 2;
 const TYPE_REQUEST: u8 = 3;
 const TYPE_ANSWER: u8 = 4;
 const TYPE_PING: u8 = 5;
+const TYPE_PULSE: u8 = 6;
 
 const OUTCOME_DONE: u8 = 0;
 const OUTCOME_BUSY: u8 = 1;
@@ -74,9 +77,17 @@ pub enum FrameError {
 pub enum Frame {
     Raft(Vec<GroupMessage>),
     Notice(Bytes),
-    Request { correlation_id: u64, payload: Bytes },
-    Answer { correlation_id: u64, answer: Answer },
+    Request {
+        correlation_id: u64,
+        payload: Bytes,
+    },
+    Answer {
+        correlation_id: u64,
+        answer: Answer,
+    },
     Ping,
+    /// A shard lives.
+    Pulse(Mark),
 }
 
 /// What became of a request.
@@ -130,6 +141,7 @@ impl Frame {
                 seal(TYPE_ANSWER, head, &payload, Vec::new())
             }
             Frame::Ping => seal(TYPE_PING, start(), &Bytes::new(), Vec::new()),
+            Frame::Pulse(mark) => seal(TYPE_PULSE, start(), &mark.encode(), Vec::new()),
         }
     }
 
@@ -169,6 +181,10 @@ impl Frame {
                 answer: decode_answer(&mut head)?,
             },
             TYPE_PING => Frame::Ping,
+            TYPE_PULSE => {
+                let mark = Mark::decode(&whole(&mut head));
+                Frame::Pulse(mark.ok_or(FrameError::Short("pulse"))?)
+            }
             other => return Err(FrameError::UnknownType(other)),
         };
         match head.len() + data.len() {
@@ -308,6 +324,10 @@ mod tests {
             answer(Answer::Busy),
             answer(Answer::Failed),
             Frame::Ping,
+            Frame::Pulse(Mark {
+                shard: 3,
+                epoch: u64::MAX,
+            }),
         ]
     }
 

@@ -10,6 +10,7 @@ use tokio::sync::{Notify, oneshot};
 use super::frame::{Answer, Frame, OVERHEAD_BYTES_MAX};
 use super::outbox::{Outbox, Refused, message_bytes};
 use super::{GroupMessage, Limits, PeerError};
+use crate::replication::hibernation::Mark;
 use crate::replication::wire;
 use crate::shard::view::PartitionKey;
 
@@ -94,6 +95,13 @@ impl Link {
             return false;
         }
         true
+    }
+
+    /// Lost if it does not fit: there will be another.
+    pub fn pulse(&self, mark: Mark) {
+        if self.state().outbox.push_pulse(mark).is_ok() {
+            self.queued.notify_one();
+        }
     }
 
     pub fn notify(&self, payload: Bytes) -> Result<(), PeerError> {

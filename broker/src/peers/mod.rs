@@ -31,6 +31,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use uuid::Uuid;
 
+use crate::replication::hibernation::Mark;
 use crate::shard::view::PartitionKey;
 use handshake::Identity;
 use link::Link;
@@ -108,7 +109,7 @@ pub struct PeersConfig {
 /// Where what comes from other brokers goes.
 ///
 /// Everything is called from tokio's workers and must not block; a connection reads on when the
-/// call returns. Of one peer, `raft` and `notice` are called one after the other, in the order in
+/// call returns. Of one peer, `raft`, `notice` and `pulse` are called one after the other, in the order in
 /// which it sent; so are `connected` and `disconnected`, and each `disconnected` follows a
 /// `connected`.
 pub trait Inbox: Send + Sync + 'static {
@@ -124,6 +125,9 @@ pub trait Inbox: Send + Sync + 'static {
     fn unreachable(&self, to: i32, groups: Vec<PartitionKey>);
 
     fn notice(&self, from: i32, payload: Bytes);
+
+    /// A shard of that broker lives.
+    fn pulse(&self, from: i32, mark: Mark);
 
     /// Answers a request. The future runs as a task of its own and is dropped if the connection
     /// is lost, at whichever await it then is.
@@ -269,6 +273,13 @@ impl Peers {
                     .runtime
                     .spawn(async move { inbox.unreachable(to, groups) });
             }
+        }
+    }
+
+    /// Sends a shard's pulse, if there is a connection.
+    pub fn pulse(&self, to: i32, mark: Mark) {
+        if let Ok(link) = self.link(to) {
+            link.pulse(mark);
         }
     }
 

@@ -10,6 +10,7 @@ use bytes::Bytes;
 
 use super::GroupMessage;
 use super::frame::{self, Frame};
+use crate::replication::hibernation::Mark;
 use crate::replication::wire;
 use crate::shard::view::PartitionKey;
 
@@ -20,6 +21,7 @@ const ITEM_BYTES: usize = size_of::<Item>() + 64;
 enum Item {
     Raft(GroupMessage),
     Notice(Bytes),
+    Pulse(Mark),
     Request { correlation_id: u64, payload: Bytes },
 }
 
@@ -28,6 +30,7 @@ impl Item {
         ITEM_BYTES
             + match self {
                 Item::Raft(message) => message_bytes(message),
+                Item::Pulse(_) => frame::OVERHEAD_BYTES_MAX,
                 Item::Notice(payload) | Item::Request { payload, .. } => {
                     payload.len() + frame::OVERHEAD_BYTES_MAX
                 }
@@ -112,6 +115,10 @@ impl Outbox {
         self.dropped.insert(group);
     }
 
+    pub fn push_pulse(&mut self, mark: Mark) -> Result<(), Refused> {
+        self.push(Item::Pulse(mark))
+    }
+
     pub fn push_notice(&mut self, payload: Bytes) -> Result<(), Refused> {
         self.push(Item::Notice(payload))
     }
@@ -157,6 +164,10 @@ impl Outbox {
                     if messages.len() == frame::MESSAGES_MAX {
                         flush(&mut messages, &mut frames);
                     }
+                }
+                Some(Item::Pulse(mark)) => {
+                    flush(&mut messages, &mut frames);
+                    frames.push(Frame::Pulse(mark));
                 }
                 Some(Item::Notice(payload)) => {
                     flush(&mut messages, &mut frames);

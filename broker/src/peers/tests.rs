@@ -58,6 +58,7 @@ enum Event {
     Notice(i32, Bytes),
     Connected(i32),
     Disconnected(i32),
+    Pulse(i32, Mark),
 }
 
 struct TestInbox {
@@ -84,6 +85,10 @@ impl Inbox for TestInbox {
 
     fn notice(&self, from: i32, payload: Bytes) {
         self.tell(Event::Notice(from, payload));
+    }
+
+    fn pulse(&self, from: i32, mark: Mark) {
+        self.tell(Event::Pulse(from, mark));
     }
 
     fn request(&self, _from: i32, payload: Bytes) -> Pin<Box<dyn Future<Output = Bytes> + Send>> {
@@ -276,8 +281,11 @@ async fn messages_arrive_in_order_both_ways_and_from_several() {
     assert_eq!(two.receive(1).await, [(3, heartbeat(9, 1))]);
 
     one.peers.notify(2, Bytes::from_static(b"news")).unwrap();
+    let mark = Mark { shard: 2, epoch: 9 };
+    one.peers.pulse(2, mark);
     two.until(Event::Notice(1, Bytes::from_static(b"news")))
         .await;
+    two.until(Event::Pulse(1, mark)).await;
 }
 
 #[tokio::test]

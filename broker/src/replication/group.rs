@@ -26,6 +26,7 @@ use super::raft_logger;
 use super::start_here::{StartHere, StartHereError};
 
 mod members;
+mod rest;
 
 pub use members::Member;
 
@@ -34,7 +35,7 @@ pub const TICK_MS: i64 = 100;
 
 /// Ticks without a word from the leader before a replica stands for election, at least; at most
 /// twice as many (Raft's randomised timeout).
-const ELECTION_TICKS: usize = 10;
+pub const ELECTION_TICKS: usize = 10;
 const HEARTBEAT_TICKS: usize = 3;
 
 /// A recovered log is searched for membership changes in pieces of so many entries.
@@ -136,6 +137,7 @@ pub struct RaftGroup {
     target: Target,
     /// The entry of the last step towards it, and its term.
     step_under_way: Option<(Term, RaftIndex)>,
+    rest: rest::Rest,
 }
 
 impl RaftGroup {
@@ -235,6 +237,7 @@ impl RaftGroup {
             drawn_for: (0, StateRole::Follower),
             target: Target::default(),
             step_under_way: None,
+            rest: rest::Rest::default(),
         };
         group.draw_election_timeout();
         Ok(group)
@@ -262,12 +265,16 @@ impl RaftGroup {
 
     /// [`TICK_MS`] have passed.
     pub fn tick(&mut self) {
+        if self.relies_on().is_some() {
+            return;
+        }
         if self.may_campaign() {
             self.raw.tick();
             self.changed();
         }
         self.ticks += 1;
         self.observe_followers();
+        self.consider_rest();
         if self.ticks.is_multiple_of(ELECTION_TICKS as u64) {
             self.tell_again_where_to_begin();
         }
@@ -304,9 +311,10 @@ impl RaftGroup {
     ///
     /// After an error the replica is not fit to take part: it has lost entries that it had
     /// acknowledged, or holds others than the group.
-    pub fn step(&mut self, message: Message) -> Result<(), GroupError> {
+    pub fn step(&mut self, mut message: Message) -> Result<(), GroupError> {
         let last = self.raw.raft.raft_log.last_index();
-        let (kind, from) = (message.get_msg_type(), message.from);
+        let (kind, from, term) = (message.get_msg_type(), message.from, message.term);
+        let mark = self.take_mark(&mut message);
         if kind == MessageType::MsgPropose {
             // A follower would append what another broker has given an offset.
             return Ok(());
@@ -335,6 +343,7 @@ impl RaftGroup {
                 if self.is_leader() {
                     self.followers.heard(from, self.ticks);
                 }
+                self.heard_of_rest(from, term, mark);
                 Ok(())
             }
             Err(panic) => Err(GroupError::Diverged(panic_text(&*panic))),
@@ -554,7 +563,9 @@ impl RaftGroup {
         };
         let mut ready = self.raw.ready();
         progress.messages = ready.take_messages();
-        let after_sync = ready.take_persisted_messages();
+        let mut after_sync = ready.take_persisted_messages();
+        self.mark_messages(&mut progress.messages);
+        self.mark_messages(&mut after_sync);
         if ready.snapshot().get_metadata().index > 0 {
             let start = self.start_anew(ready.snapshot(), now_ms)?;
             progress.membership_changed = true;

@@ -6,6 +6,7 @@
 
 mod followers;
 pub mod group;
+pub mod hibernation;
 pub mod log_storage;
 pub mod membership;
 mod raft_logger;

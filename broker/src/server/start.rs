@@ -499,6 +499,7 @@ fn start_shards(
         .map(|number| {
             let settings = ShardSettings {
                 broker_id: config.node_id,
+                number: u32::try_from(number).unwrap_or(u32::MAX),
                 directory: shard_directory(directory, number),
                 retention_check_interval_ms: config.log_retention_check_interval_ms,
                 producer_expiration_ms: config.producer_id_expiration_ms,

@@ -15,6 +15,8 @@ use streamgauge_storage::disk::Disk;
 use streamgauge_storage::hard_state::{GroupKey, HardStates, SavedState};
 use streamgauge_storage::log::{Log, LogStart, SyncCover, SyncTicket};
 
+mod clock;
+
 use super::event::{
     AppendError, DeleteRecordsError, Effect, Event, GroupMessage, OpenPartition, OpenedPartition,
     PartitionId,
@@ -22,8 +24,10 @@ use super::event::{
 use super::partition::{Partition, ReadyToken, log_config};
 use super::view::{PartitionKey, PartitionView};
 use crate::replication::group::{Parts, RaftGroup};
+use crate::replication::hibernation::{Mark, Watch};
 use crate::replication::membership::Membership;
 use crate::replication::{broker_id, raft_id};
+use clock::IdSet;
 
 /// How often a partition notes how far its log is durable, in milliseconds.
 const RECOVERY_POINT_INTERVAL_MS: i64 = 1_000;
@@ -32,12 +36,14 @@ const RECOVERY_POINT_INTERVAL_MS: i64 = 1_000;
 #[derive(Debug, Clone)]
 pub struct ShardSettings {
     pub broker_id: i32,
+    /// Among the broker's shards.
+    pub number: u32,
     /// Where the shard keeps the hard states of its groups.
     pub directory: PathBuf,
     /// Milliseconds between two looks at what retention lets go.
     pub retention_check_interval_ms: i64,
     pub producer_expiration_ms: i64,
-    /// Draws the election timeouts of the shard's groups.
+    /// Draws the election timeouts of the shard's groups, and must be another after each start.
     pub seed: u64,
 }
 
@@ -61,9 +67,15 @@ pub struct Shard {
     by_key: HashMap<PartitionKey, PartitionId>,
     /// Messages for other brokers, in order.
     outbox: Vec<(i32, GroupMessage)>,
-    /// Partitions that have something for Raft to do, each once.
-    active: Vec<PartitionId>,
-    is_active: Vec<bool>,
+    /// Partitions that have something for Raft to do.
+    active: IdSet,
+    /// Partitions whose clock runs, some of which may have begun to rest since the last tick.
+    awake: IdSet,
+    /// Partitions in which something happened since progress was last noted.
+    touched: IdSet,
+    watch: Watch,
+    /// For other brokers.
+    pulses: Vec<(i32, Mark)>,
     hard_states: HardStates,
     /// What the next round settles and syncs.
     gathered: Vec<(PartitionId, Settled)>,
@@ -90,13 +102,16 @@ impl Shard {
         Ok(Self {
             next_maintenance_ms: now_ms + settings.retention_check_interval_ms,
             next_recovery_points_ms: now_ms + RECOVERY_POINT_INTERVAL_MS,
+            watch: Watch::new(settings.number, settings.seed),
             settings,
             disk,
             partitions: Vec::new(),
             by_key: HashMap::new(),
             outbox: Vec::new(),
-            active: Vec::new(),
-            is_active: Vec::new(),
+            active: IdSet::default(),
+            awake: IdSet::default(),
+            touched: IdSet::default(),
+            pulses: Vec::new(),
             hard_states,
             gathered: Vec::new(),
             gathered_tickets: Vec::new(),
@@ -112,19 +127,23 @@ impl Shard {
     pub fn handle(&mut self, event: Event, now_ms: i64) {
         match event {
             Event::Open(open) => self.open_partition(*open, now_ms),
-            Event::Append(id, append) => match self.partition(id) {
-                Some(partition) => {
-                    partition.append(append, now_ms);
-                    self.activate(id);
+            Event::Append(id, append) => {
+                self.wake(id);
+                match self.partition(id) {
+                    Some(partition) => {
+                        partition.append(append, now_ms);
+                        self.activate(id);
+                    }
+                    None => drop(append.reply.send(Err(AppendError::UnknownPartition))),
                 }
-                None => drop(append.reply.send(Err(AppendError::UnknownPartition))),
-            },
+            }
             Event::DeleteRecords {
                 partition,
                 before_offset,
                 reply,
             } => {
                 let id = partition;
+                self.wake(id);
                 match self.partition(id) {
                     Some(partition) => {
                         partition.delete_records(before_offset, reply);
@@ -160,6 +179,7 @@ impl Shard {
                 }
             }
             Event::Assign { partition, target } => {
+                self.wake(partition);
                 if let Some(partition) = self.partition(partition) {
                     partition.aim_at(target);
                 }
@@ -180,22 +200,20 @@ impl Shard {
             Event::Raft { messages } => self.step(messages),
             Event::Unreachable { broker, groups } => {
                 for group in groups {
-                    if let Some(partition) = self.by_key(group) {
+                    let Some(id) = self.by_key.get(&group).copied() else {
+                        continue;
+                    };
+                    self.wake(id);
+                    if let Some(partition) = self.partition(id) {
                         partition.unreachable(raft_id(broker));
                     }
                 }
             }
-            Event::Disconnected { broker } => {
-                for id in 0..self.partitions.len() {
-                    let id = PartitionId(u32::try_from(id).unwrap_or(u32::MAX));
-                    if let Some(partition) = self.partition(id) {
-                        partition.lost(raft_id(broker));
-                        self.activate(id);
-                    }
-                }
-            }
+            Event::Pulse { broker, mark } => self.pulse(broker, mark),
+            Event::Disconnected { broker } => self.disconnected(broker),
             Event::Transfer { partition, to } => {
                 let id = partition;
+                self.wake(id);
                 if let Some(partition) = self.partition(id) {
                     partition.transfer(to.map(raft_id));
                     self.activate(id);
@@ -215,10 +233,8 @@ impl Shard {
     pub fn flush(&mut self, now_ms: i64) -> Option<Effect> {
         // Driving one partition never makes another ready, but a relaxed one may be ready again.
         while let Some(id) = self.active.pop() {
-            if let Some(active) = self.is_active.get_mut(id.0 as usize) {
-                *active = false;
-            }
             self.drive(id, now_ms);
+            self.note_end(id);
         }
         if self.under_way.is_some() {
             return None;
@@ -299,6 +315,7 @@ impl Shard {
         for partition in self.partitions.iter_mut().flatten() {
             partition.fail(reason);
         }
+        self.watch.disavow();
     }
 
     fn post(&mut self, group: PartitionKey, messages: Vec<Message>) {
@@ -322,16 +339,26 @@ impl Shard {
             if message.to != raft_id(self.settings.broker_id) {
                 continue;
             }
+            if let Some(mark) = Mark::of(&message) {
+                // As good as a pulse, which a shard with nobody resting elsewhere does not send.
+                self.pulse(broker_id(message.from), mark);
+            }
+            let Some(partition) = self.partition(id) else {
+                continue;
+            };
+            if !partition.is_of_rest(&message) {
+                match partition.view.leader() == broker_id(message.from) {
+                    true => self.wake_by_leader(id),
+                    false => self.wake(id),
+                }
+            }
+            let own = self.watch.own();
             if let Some(partition) = self.partition(id) {
-                partition.step(message);
+                partition.step(message, own);
                 self.activate(id);
             }
+            self.note_end(id);
         }
-    }
-
-    fn by_key(&mut self, key: PartitionKey) -> Option<&mut Partition> {
-        let id = self.by_key.get(&key).copied()?;
-        self.partition(id)
     }
 
     /// Whether a partition of this shard has replicas elsewhere, which wait for its messages.
@@ -360,72 +387,16 @@ impl Shard {
                 if let Some(cover) = settled.cover {
                     partition.durable(cover);
                 }
+                self.touched.insert(id);
+                let Some(partition) = self.partition(id) else {
+                    continue;
+                };
                 if let Some(token) = settled.ready {
                     let key = partition.view.key();
                     let messages = partition.synced(token);
                     self.post(key, messages);
                     self.activate(id);
                 }
-            }
-        }
-    }
-
-    fn tick(&mut self, now_ms: i64) {
-        let quiet = self.under_way.is_none() && self.gathered_tickets.is_empty();
-        for id in 0..self.partitions.len() {
-            let Some(partition) = self.partitions.get_mut(id).and_then(Option::as_mut) else {
-                continue;
-            };
-            partition.tick(now_ms);
-            // A round under way may hold the files of a suspended log, and could still fail.
-            let key = partition.view.key();
-            if quiet
-                && let Some(state) = partition.resume(now_ms)
-                // What was put aside with the group may not have been written.
-                && let Err(error) = self.save_now(key, state)
-                && let Some(partition) = self.partitions.get_mut(id).and_then(Option::as_mut)
-            {
-                partition.state_not_saved(&error, now_ms);
-            }
-            let Some(partition) = self.partitions.get_mut(id).and_then(Option::as_mut) else {
-                continue;
-            };
-            let sync = partition.flush_overdue(now_ms);
-            let (has_ready, id) = (
-                partition.has_ready(),
-                PartitionId(u32::try_from(id).unwrap_or(u32::MAX)),
-            );
-            self.gather(id, None, sync);
-            if has_ready {
-                self.activate(id);
-            }
-        }
-        if now_ms >= self.next_recovery_points_ms {
-            self.next_recovery_points_ms = now_ms + RECOVERY_POINT_INTERVAL_MS;
-            for partition in self.partitions.iter_mut().flatten() {
-                partition.write_recovery_point();
-            }
-            self.note_commits();
-        }
-        if now_ms >= self.next_maintenance_ms {
-            self.next_maintenance_ms = now_ms + self.settings.retention_check_interval_ms;
-            let expiration_ms = self.settings.producer_expiration_ms;
-            for partition in self.partitions.iter_mut().flatten() {
-                partition.maintain(now_ms, expiration_ms);
-            }
-        }
-    }
-
-    /// Notes how far the groups are committed, so that a restart need not learn it from a leader.
-    fn note_commits(&mut self) {
-        for partition in self.partitions.iter().flatten() {
-            let group = group_key(partition.view.key());
-            if let Some(state) = partition.saved_state()
-                && self.hard_states.get(group) != Some(&state)
-                && let Err(error) = self.hard_states.put(group, state)
-            {
-                tracing::warn!(%error, "commit indexes could not be noted");
-                return;
             }
         }
     }
@@ -447,7 +418,7 @@ impl Shard {
             self.by_key.insert(key, id);
             let view = Arc::clone(&partition.view);
             self.partitions.push(Some(partition));
-            self.is_active.push(false);
+            self.awake.insert(id);
             self.activate(id);
             OpenedPartition { id, view }
         });
@@ -562,6 +533,9 @@ impl Shard {
             return;
         };
         let key = partition.view.key();
+        if lives_on.is_some() {
+            self.watch.disavow();
+        }
         self.by_key.remove(&key);
         let directory = partition.directory.clone();
         partition.delete(lives_on.is_some());
@@ -634,12 +608,8 @@ impl Shard {
     }
 
     fn activate(&mut self, id: PartitionId) {
-        if let Some(active) = self.is_active.get_mut(id.0 as usize)
-            && !*active
-        {
-            *active = true;
-            self.active.push(id);
-        }
+        self.active.insert(id);
+        self.touched.insert(id);
     }
 }
 

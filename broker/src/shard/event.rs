@@ -12,6 +12,7 @@ use tokio::sync::oneshot;
 
 use super::view::{PartitionKey, PartitionView};
 use crate::config::TopicConfig;
+use crate::replication::hibernation::Mark;
 use crate::replication::membership::Target;
 
 /// Names a partition within its shard. Never given out twice.
@@ -168,6 +169,11 @@ pub enum Event {
     /// Raft messages from another broker.
     Raft {
         messages: Vec<GroupMessage>,
+    },
+    /// A shard of that broker lives, and vouches for what rests on it.
+    Pulse {
+        broker: i32,
+        mark: Mark,
     },
     /// Messages to that broker were lost on the way.
     Unreachable {

@@ -22,6 +22,7 @@ use super::view::PartitionView;
 use crate::config::{Flush, TimestampType, TopicConfig};
 use crate::replication::broker_id;
 use crate::replication::group::{GroupError, Parts, Progress, RaftGroup};
+use crate::replication::hibernation::{Mark, Reliance};
 use crate::replication::membership::{Membership, Target};
 
 /// How long a partition that the disk refused waits before it tries again, in milliseconds.
@@ -101,6 +102,8 @@ pub struct Partition {
     last_flush_ms: i64,
     /// Where the newest snapshot of the producers stands.
     snapshot_offset: i64,
+    /// The replica has left its group without a word; see [`Self::take_ended`].
+    has_ended: bool,
 }
 
 impl Partition {
@@ -143,6 +146,7 @@ impl Partition {
             unsynced_messages: 0,
             last_flush_ms: now_ms,
             snapshot_offset,
+            has_ended: false,
         };
         // Readers see it even if the disk is full and the term's first entry cannot be written.
         partition.apply(committed, now_ms);
@@ -431,11 +435,13 @@ impl Partition {
         }
     }
 
-    /// A message of the partition's group, from another replica.
-    pub fn step(&mut self, message: Message) {
+    /// A message of the partition's group, from another replica. `own` is what its shard vouches with.
+    pub fn step(&mut self, message: Message, own: Mark) {
+        let may_rest = self.may_rest();
         let Life::Running(group) = &mut self.life else {
             return;
         };
+        group.allow_rest(may_rest.then_some(own));
         if let Err(error) = group.step(message) {
             self.fail(&error.to_string());
         } else {
@@ -443,16 +449,48 @@ impl Partition {
         }
     }
 
-    /// Raft's clock moves on. A leader without others has nothing to wait for.
-    pub fn tick(&mut self, now_ms: i64) {
+    /// Whether nobody waits for anything here.
+    fn may_rest(&self) -> bool {
+        self.pending.is_empty()
+            && self.unwritten.is_empty()
+            && self.pending_deletes.is_empty()
+            && (self.unsynced_messages == 0 || self.config.flush == Flush::BeforeAcknowledge)
+    }
+
+    /// On whom the group relies while it rests; `None` if it does not.
+    pub fn relies_on(&self) -> Option<&[Reliance]> {
+        match &self.life {
+            Life::Running(group) => group.relies_on(),
+            _ => None,
+        }
+    }
+
+    /// Whether that message belongs to the group's rest, and does not end it.
+    pub fn is_of_rest(&self, message: &Message) -> bool {
+        matches!(&self.life, Life::Running(group) if group.is_of_rest(message))
+    }
+
+    /// The group's clock runs again.
+    pub fn wake(&mut self, silent_ticks: impl Fn(&Reliance) -> u64, tell_leader: bool) {
+        if let Life::Running(group) = &mut self.life {
+            group.wake(silent_ticks, tell_leader);
+        }
+    }
+
+    /// Raft's clock moves on. A leader without others has nothing to wait for. `own` is what the
+    /// shard vouches with.
+    pub fn tick(&mut self, own: Mark, now_ms: i64) {
         self.refuse_overdue(now_ms);
+        let may_rest = self.may_rest();
         let Life::Running(group) = &mut self.life else {
             return;
         };
         if let Err(error) = group.pursue() {
             tracing::warn!(topic = %self.topic, %error, "the group's members could not be changed");
         }
+        group.allow_rest(may_rest.then_some(own));
         if !group.has_peers() && group.is_leader() {
+            group.rest_alone();
             return;
         }
         group.tick();
@@ -708,6 +746,7 @@ impl Partition {
             other => self.life = other,
         }
         self.leads = false;
+        self.has_ended |= !alone;
         // Where other replicas may take over, reads are theirs to answer.
         let leader = if alone { broker_id(self.raft_id) } else { -1 };
         self.view
@@ -751,6 +790,12 @@ impl Partition {
         }
     }
 
+    /// Whether the group has been suspended or has failed since this was last asked: others that rest
+    /// with it have to be told that this replica does not take part.
+    pub fn take_ended(&mut self) -> bool {
+        std::mem::take(&mut self.has_ended)
+    }
+
     /// A sync failed: what the files hold is unknown from here on, so nothing more is written.
     pub fn fail(&mut self, reason: &str) {
         tracing::error!(
@@ -765,6 +810,7 @@ impl Partition {
         };
         self.life = Life::Failed;
         self.leads = false;
+        self.has_ended |= !alone;
         self.incarnation += 1;
         self.fail_pending(reason);
         self.producers.drop_in_flight();

@@ -77,7 +77,8 @@ impl Trio {
         loop {
             let mut is_quiet = true;
             let mut sent = Vec::new();
-            for node in &mut self.nodes {
+            let mut pulses = Vec::new();
+            for (node, broker) in self.nodes.iter_mut().zip(0..) {
                 while let Some(Effect::Sync { round, .. }) = node.shard.flush(self.now_ms) {
                     let result = Ok(());
                     node.shard
@@ -85,8 +86,10 @@ impl Trio {
                     is_quiet = false;
                 }
                 let outbox = node.shard.take_outbox();
+                let marks = node.shard.take_pulses();
                 if !node.is_cut_off {
                     sent.extend(outbox);
+                    pulses.extend(marks.into_iter().map(|(to, mark)| (to, broker, mark)));
                 }
             }
             for (to, message) in sent {
@@ -97,10 +100,37 @@ impl Trio {
                     is_quiet = false;
                 }
             }
+            for (to, broker, mark) in pulses {
+                let node = &mut self.nodes[usize::try_from(to).unwrap()];
+                if !node.is_cut_off {
+                    node.shard
+                        .handle(Event::Pulse { broker, mark }, self.now_ms);
+                }
+            }
             if is_quiet {
                 return;
             }
         }
+    }
+
+    /// How many replicas are awake.
+    fn awake(&self) -> usize {
+        self.nodes.iter().map(|node| node.shard.awake_count()).sum()
+    }
+
+    /// Until the group rests.
+    fn rest(&mut self) {
+        for _ in 0..40 {
+            self.run(100);
+            if self.awake() == 0 {
+                return;
+            }
+        }
+        panic!("{} replicas do not rest", self.awake());
+    }
+
+    fn is_served_by(&self, node: usize) -> bool {
+        self.nodes[node].view.is_serving()
     }
 
     fn append(&mut self, acks: Acks, wait_ms_max: i64) -> Answer {
@@ -125,10 +155,11 @@ impl Trio {
 fn start_node(directory: &std::path::Path, node: i32, config: &Arc<TopicConfig>) -> Node {
     let settings = ShardSettings {
         broker_id: node,
+        number: 0,
         directory: directory.join("raft-state-0"),
         retention_check_interval_ms: 1_000_000,
         producer_expiration_ms: 1_000_000,
-        seed: 7,
+        seed: 7 + u64::from(node.unsigned_abs()),
     };
     let mut shard = Shard::open(settings, Arc::new(RealDisk), 0).unwrap();
     let (reply, mut opened) = oneshot::channel();
@@ -215,4 +246,91 @@ fn replicas_stay_in_sync_while_nothing_is_written() {
         trio.run(100);
         assert_eq!(*trio.nodes[0].view.in_sync(), [0, 1, 2]);
     }
+}
+
+#[test]
+fn a_group_in_which_nothing_happens_rests_and_says_nothing() {
+    let mut trio = Trio::start(3);
+    trio.rest();
+    for _ in 0..100 {
+        trio.now_ms += 100;
+        for node in &mut trio.nodes {
+            node.shard.handle(Event::Tick, trio.now_ms);
+            assert!(node.shard.flush(trio.now_ms).is_none());
+            assert_eq!(node.shard.take_outbox(), []);
+        }
+        trio.settle();
+    }
+    assert_eq!(trio.awake(), 0);
+    assert!(trio.append(Acks::All, 1_000).try_recv().unwrap().is_ok());
+    assert!(trio.awake() > 0);
+    trio.run(1_000);
+    let high_watermarks = trio.nodes.iter().map(|node| node.view.high_watermark());
+    assert_eq!(high_watermarks.collect::<Vec<_>>(), [1, 1, 1]);
+    assert!(trio.is_served_by(0), "no election was held meanwhile");
+    assert_eq!(trio.nodes[0].view.leader_epoch(), 0);
+    trio.rest();
+}
+
+#[test]
+fn a_resting_leader_that_is_cut_off_steps_down_and_another_leads() {
+    let mut trio = Trio::start(1);
+    trio.rest();
+    trio.nodes[0].is_cut_off = true;
+    trio.run(2_100);
+    assert!(!trio.is_served_by(0), "two election timeouts have passed");
+    trio.run(2_000);
+    assert!(trio.is_served_by(1) || trio.is_served_by(2));
+    trio.nodes[0].is_cut_off = false;
+    trio.rest();
+}
+
+#[test]
+fn a_resting_follower_that_is_cut_off_is_missed_and_disturbs_nobody() {
+    let mut trio = Trio::start(1);
+    trio.rest();
+    trio.nodes[2].is_cut_off = true;
+    trio.run(3_500);
+    assert_eq!(*trio.nodes[0].view.in_sync(), [0, 1]);
+    assert!(trio.awake() > 0, "one is missing");
+    trio.nodes[2].is_cut_off = false;
+    trio.rest();
+    assert_eq!(trio.nodes[0].view.leader_epoch(), 0, "nobody was elected");
+    assert_eq!(*trio.nodes[0].view.in_sync(), [0, 1, 2]);
+}
+
+#[test]
+fn followers_that_rest_wake_when_their_leaders_replica_ends() {
+    for leader_ends in [true, false] {
+        let mut trio = Trio::start(1);
+        trio.rest();
+        let node = &mut trio.nodes[if leader_ends { 0 } else { 2 }];
+        let (reply, _done) = oneshot::channel();
+        let event = Event::Delete {
+            partition: node.id,
+            lives_on: Some(1),
+            reply,
+        };
+        // Its shard lives on, and its pulses come.
+        node.shard.handle(event, trio.now_ms);
+        trio.run(4_500);
+        if leader_ends {
+            assert!(trio.is_served_by(1) || trio.is_served_by(2));
+        } else {
+            assert_eq!(*trio.nodes[0].view.in_sync(), [0, 1]);
+        }
+    }
+}
+
+#[test]
+fn a_candidate_wakes_those_who_rest_and_they_tell_their_leader() {
+    let mut trio = Trio::start(1);
+    trio.rest();
+    // It believes its leader to be lost, which the others do not.
+    let lost = Event::Disconnected { broker: 0 };
+    trio.nodes[2].shard.handle(lost, trio.now_ms);
+    trio.run(1_000);
+    assert!(trio.is_served_by(0));
+    assert_eq!(trio.nodes[0].view.leader_epoch(), 0);
+    trio.rest();
 }

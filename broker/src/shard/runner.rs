@@ -15,6 +15,7 @@ use super::core::{Shard, ShardSettings};
 use super::event::{Effect, Event, GroupMessage};
 use super::handle::ShardHandle;
 use crate::clock;
+use crate::replication::hibernation::Mark;
 
 /// How often a shard looks at the clock.
 const TICK: Duration = Duration::from_millis(100);
@@ -29,6 +30,9 @@ const SYNC_THREADS: usize = 8;
 /// Carries messages to other brokers. Must not block; what it cannot carry it drops and reports.
 pub trait Outbound: Send + Sync {
     fn send(&self, to: i32, messages: Vec<GroupMessage>);
+
+    /// The shard lives.
+    fn pulse(&self, to: i32, mark: Mark);
 }
 
 /// Starts a shard's thread.
@@ -112,6 +116,9 @@ fn send_all(shard: &mut Shard, outbound: &dyn Outbound) {
     }
     for (to, messages) in by_broker {
         outbound.send(to, messages);
+    }
+    for (to, mark) in shard.take_pulses() {
+        outbound.pulse(to, mark);
     }
 }
 

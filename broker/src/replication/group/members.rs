@@ -75,7 +75,7 @@ impl RaftGroup {
     }
 
     /// Whether that member, learner or not, is heard of and keeps up with the log.
-    fn keeps_up(&self, raft_id: u64) -> bool {
+    pub(super) fn keeps_up(&self, raft_id: u64) -> bool {
         let raft = &self.raw.raft;
         raft.prs().get(raft_id).is_some_and(|progress| {
             let positions = positions(raft, progress);
