@@ -1,6 +1,6 @@
 //! Follows the metadata log on every broker: keeps image, registry and shards in step with it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::path::PathBuf;
 use std::sync::{Arc, PoisonError, RwLock};
 
@@ -24,6 +24,9 @@ const READ_BYTES_MAX: usize = 1024 * 1024;
 
 /// The largest batch of metadata records, unpacked; they are written uncompressed.
 const RECORDS_BYTES_MAX: usize = 64 * 1024 * 1024;
+
+/// Partitions of a shard that are asked to be opened at once.
+const OPENINGS_PER_SHARD_MAX: usize = 32;
 
 /// Where partitions are put.
 #[derive(Clone)]
@@ -170,6 +173,8 @@ pub struct Applier {
     placed: Placed,
     version: watch::Sender<u64>,
     applied: watch::Sender<i64>,
+    /// What the image holds before this runs.
+    read_to: i64,
 }
 
 impl Applier {
@@ -188,24 +193,24 @@ impl Applier {
             placed,
             version,
             applied,
+            read_to: 0,
         }
     }
 
-    /// Applies what is committed now, then opens all partitions that are here at once: the shards
-    /// work side by side.
-    pub(super) async fn catch_up(&mut self) -> Result<(), ControllerError> {
+    /// Makes the image of what is known to be committed. The partitions that it names are opened when
+    /// this runs: the metadata's own group answers others meanwhile.
+    pub(super) fn read_image(&mut self) -> Result<i64, ControllerError> {
         let end = self.view.high_watermark();
-        {
-            let mut image = self.image.write().unwrap_or_else(PoisonError::into_inner);
-            read_records(&self.view, 0, end, |record| image.apply(record))?;
-        }
-        self.open_all().await;
-        self.applied.send_replace(end);
-        Ok(())
+        let mut image = self.image.write().unwrap_or_else(PoisonError::into_inner);
+        read_records(&self.view, 0, end, |record| image.apply(record))?;
+        self.read_to = end;
+        Ok(end)
     }
 
     /// Applies what is committed, as it is, until the log is gone.
     pub async fn run(mut self) {
+        self.open_all().await;
+        self.applied.send_replace(self.read_to);
         let changed = Arc::new(Notify::new());
         loop {
             self.view.wake(&changed);
@@ -249,7 +254,7 @@ impl Applier {
                     aggregation_producer_id: None,
                     moved: BTreeMap::new(),
                 };
-                self.open_topic(&topic).await;
+                self.open_topics(&[Arc::new(topic)]).await;
                 None
             }
             MetadataRecord::PartitionsAdded {
@@ -311,14 +316,57 @@ impl Applier {
         for topic in &topics {
             self.remove_leftovers(topic);
         }
-        // All are asked for before the first is awaited: the shards work side by side.
-        let openings: Vec<_> = topics
-            .iter()
-            .map(|topic| self.start_opening(topic))
-            .collect();
-        for (topic, openings) in topics.iter().zip(openings) {
-            self.register(topic, openings).await;
+        self.open_topics(&topics).await;
+    }
+
+    /// Opens what is here of these topics, a bounded number of partitions at a time: enough for the
+    /// shards to work side by side, and few enough that they turn to other brokers between.
+    async fn open_topics(&self, topics: &[Arc<Topic>]) {
+        let at_once = OPENINGS_PER_SHARD_MAX * self.placed.shards.len().max(1);
+        let mut under_way = VecDeque::new();
+        let mut finishing = topics.iter();
+        let mut slots = Vec::new();
+        for topic in topics {
+            let config = self.topic_config(topic);
+            let name: Arc<str> = Arc::from(topic.name.as_str());
+            for (index, replicas) in (0..).zip(&topic.partitions) {
+                let here = replicas.contains(&self.placed.config.node_id);
+                let key = PartitionKey {
+                    topic_id: topic.topic_id,
+                    index,
+                };
+                under_way.push_back(here.then(|| {
+                    let members = Members::of(topic, index);
+                    self.placed.open(&name, key, Arc::clone(&config), members)
+                }));
+                if under_way.len() >= at_once
+                    && let Some(opening) = under_way.pop_front()
+                {
+                    slots.push(finish(opening).await);
+                    self.register_opened(&mut finishing, &mut slots);
+                }
+            }
         }
+        for opening in under_way {
+            slots.push(finish(opening).await);
+            self.register_opened(&mut finishing, &mut slots);
+        }
+    }
+
+    /// Takes the slots of the next topic if they are all there.
+    fn register_opened(&self, next: &mut std::slice::Iter<'_, Arc<Topic>>, slots: &mut Vec<Slot>) {
+        let is_complete = |topic: &Arc<Topic>| topic.partitions.len() <= slots.len();
+        let Some(topic) = next.as_slice().first().filter(|topic| is_complete(topic)) else {
+            return;
+        };
+        next.next();
+        let handle = TopicHandle::new(
+            Arc::from(topic.name.as_str()),
+            topic.topic_id,
+            self.topic_config(topic),
+            std::mem::take(slots),
+        );
+        self.topics.insert(Arc::new(handle));
     }
 
     /// A replica that was moved away may have been stopped in its removal.
@@ -343,43 +391,6 @@ impl Applier {
                 });
             }
         }
-    }
-
-    async fn open_topic(&self, topic: &Topic) {
-        let openings = self.start_opening(topic);
-        self.register(topic, openings).await;
-    }
-
-    fn start_opening(&self, topic: &Topic) -> Vec<Option<Opening>> {
-        let config = self.topic_config(topic);
-        let name: Arc<str> = Arc::from(topic.name.as_str());
-        (0..)
-            .zip(&topic.partitions)
-            .map(|(index, replicas)| {
-                if !replicas.contains(&self.placed.config.node_id) {
-                    return None;
-                }
-                let key = PartitionKey {
-                    topic_id: topic.topic_id,
-                    index,
-                };
-                Some(
-                    self.placed
-                        .open(&name, key, Arc::clone(&config), Members::of(topic, index)),
-                )
-            })
-            .collect()
-    }
-
-    async fn register(&self, topic: &Topic, openings: Vec<Option<Opening>>) {
-        let partitions = finish_all(openings).await;
-        let handle = TopicHandle::new(
-            Arc::from(topic.name.as_str()),
-            topic.topic_id,
-            self.topic_config(topic),
-            partitions,
-        );
-        self.topics.insert(Arc::new(handle));
     }
 
     async fn grow_topic(&self, topic_id: Uuid, added: &[Vec<i32>]) {
@@ -495,23 +506,27 @@ impl Applier {
 async fn finish_all(openings: Vec<Option<Opening>>) -> Vec<Slot> {
     let mut slots = Vec::with_capacity(openings.len());
     for opening in openings {
-        let Some(opening) = opening else {
-            slots.push(Slot::Elsewhere);
-            continue;
-        };
-        let alone = opening.alone;
-        slots.push(match opening.finish_or_offline().await {
-            Some(handle) => {
-                if alone {
-                    // Its leader is elected as soon as its first entry is synced.
-                    wait_until_serving(&handle).await;
-                }
-                Slot::Here(handle)
-            }
-            None => Slot::Offline,
-        });
+        slots.push(finish(opening).await);
     }
     slots
+}
+
+/// Waits until a partition is open, if it is one that is here.
+async fn finish(opening: Option<Opening>) -> Slot {
+    let Some(opening) = opening else {
+        return Slot::Elsewhere;
+    };
+    let alone = opening.alone;
+    match opening.finish_or_offline().await {
+        Some(handle) => {
+            if alone {
+                // Its leader is elected as soon as its first entry is synced.
+                wait_until_serving(&handle).await;
+            }
+            Slot::Here(handle)
+        }
+        None => Slot::Offline,
+    }
 }
 
 /// Waits until the partition's leader may answer: its term's first entry is committed, so the high

@@ -40,12 +40,12 @@ pub struct Writer {
     applied: watch::Receiver<i64>,
 }
 
-/// Opens the metadata log, builds the image from what is committed and opens the partitions that it
-/// names here.
+/// Opens the metadata log and builds the image from what is committed. The applier opens the
+/// partitions that it names here before all else, and has applied up to the offset returned then.
 pub async fn open(
     placed: Placed,
     topics: Arc<TopicRegistry>,
-) -> Result<(Controller, Writer, Applier), ControllerError> {
+) -> Result<(Controller, Writer, Applier, i64), ControllerError> {
     let log = open_log(&placed).await?;
     let image = Arc::new(RwLock::new(Image::default()));
     let (write_tx, writes) = mpsc::channel(QUEUE_LENGTH_MAX);
@@ -67,8 +67,8 @@ pub async fn open(
     };
     let view = Arc::clone(log.view());
     let mut applier = Applier::new(view, image, topics, placed, version, applied_tx);
-    applier.catch_up().await?;
-    Ok((controller, writer, applier))
+    let read_to = applier.read_image()?;
+    Ok((controller, writer, applier, read_to))
 }
 
 async fn open_log(placed: &Placed) -> Result<PartitionHandle, ControllerError> {

@@ -157,7 +157,7 @@ pub async fn start(config: BrokerConfig) -> Result<RunningBroker, ServeError> {
         .and_then(|properties| crate::ids::from_base64(&properties.directory_id))
         .unwrap_or_else(crate::ids::new_id);
     let topics = Arc::new(TopicRegistry::default());
-    let (controller, writer, applier) =
+    let (controller, writer, applier, known_to) =
         controller::open(placed.clone(), Arc::clone(&topics)).await?;
     let writing = vec![
         tokio::spawn(writer.run()),
@@ -168,7 +168,8 @@ pub async fn start(config: BrokerConfig) -> Result<RunningBroker, ServeError> {
             Arc::clone(&config),
         )),
     ];
-    // Others are listened to once it is known with which directories the cluster knows them.
+    // Others are listened to once it is known with which directories the cluster knows them, and while
+    // the partitions are opened: the metadata's group goes on without waiting for that.
     let inbox = Arc::new(ClusterInbox {
         cluster: Arc::clone(&cluster),
         placed,
@@ -230,6 +231,9 @@ pub async fn start(config: BrokerConfig) -> Result<RunningBroker, ServeError> {
     if properties.is_none() {
         meta_properties(&config, cluster_id.clone(), directory_id).write(&*disk, &directory)?;
     }
+
+    // Clients are served once all that is known to be here is open.
+    controller.wait_applied(known_to).await;
 
     let (stop, stopping) = watch::channel(false);
     let groups = GroupCoordinator::new(
