@@ -686,8 +686,14 @@ impl Partition {
         let Life::Running(group) = &self.life else {
             return;
         };
-        let (epoch, serving) = (group.term().leader_epoch(), group.may_serve());
+        let serving = group.may_serve();
         let leader = group.leader().map_or(-1, broker_id);
+        // A term in which nobody has won is no leader's epoch: it may be forgotten again, if it could not be
+        // saved, and what was marked with it would be newer than every leader to come.
+        let epoch = match group.leader() {
+            Some(_) => group.term().leader_epoch(),
+            None => self.view.leader_epoch(),
+        };
         let next_offset = group.log().next_offset();
         let in_sync = match serving && !self.leads {
             true => group.in_sync().into_iter().map(broker_id).collect(),

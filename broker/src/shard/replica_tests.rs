@@ -334,3 +334,33 @@ fn a_candidate_wakes_those_who_rest_and_they_tell_their_leader() {
     assert_eq!(trio.nodes[0].view.leader_epoch(), 0);
     trio.rest();
 }
+
+#[test]
+fn a_term_that_nobody_has_won_is_no_leader_epoch() {
+    let mut trio = Trio::start(1);
+    assert_eq!(trio.nodes[1].view.leader_epoch(), 0);
+    let (leader, now_ms) = (&mut trio.nodes[0], trio.now_ms);
+    let to = Some(1);
+    let partition = leader.id;
+    leader
+        .shard
+        .handle(Event::Transfer { partition, to }, now_ms);
+    assert!(leader.shard.flush(now_ms).is_none(), "nothing is written");
+    for (to, message) in leader.shard.take_outbox() {
+        assert_eq!(to, 1, "it is told to stand for election");
+        let messages = vec![message];
+        trio.nodes[1].shard.handle(Event::Raft { messages }, now_ms);
+    }
+    trio.nodes[1].is_cut_off = true;
+    trio.settle();
+    let candidate = &trio.nodes[1].view;
+    assert_eq!((candidate.leader(), candidate.leader_epoch()), (-1, 0));
+    trio.nodes[1].is_cut_off = false;
+    trio.run(3_000);
+    let epochs: Vec<i32> = trio
+        .nodes
+        .iter()
+        .map(|node| node.view.leader_epoch())
+        .collect();
+    assert!(epochs[0] > 0 && epochs.iter().all(|epoch| *epoch == epochs[0]));
+}
