@@ -175,8 +175,9 @@ impl Broker {
         let interval = Duration::from_secs(interval.unsigned_abs());
         loop {
             tokio::select! {
-                () = tokio::time::sleep(interval) => {}
+                biased;
                 () = self.stopping() => return,
+                () = tokio::time::sleep(interval) => {}
             }
             for (preferred, partition) in self.led_for_others() {
                 tracing::info!(partition = ?partition.view().key(), preferred, "leadership goes back");
@@ -309,8 +310,9 @@ impl Broker {
                 Err(refusal) => tracing::debug!(%refusal, "not registered yet"),
             }
             tokio::select! {
-                () = tokio::time::sleep(REGISTER_RETRY) => {}
+                biased;
                 () = self.stopping() => return Ok(()),
+                () = tokio::time::sleep(REGISTER_RETRY) => {}
             }
         }
     }
@@ -380,9 +382,10 @@ impl Broker {
             }
             self.follow_offsets_topic();
             tokio::select! {
+                biased;
+                () = self.stopping() => return,
                 () = changed.notified() => {}
                 _ = metadata.changed() => {}
-                () = self.stopping() => return,
             }
         }
     }

@@ -37,6 +37,11 @@ pub trait Disk: Send + Sync {
 
     /// Makes the creations, renames and removals in a directory durable.
     fn sync_dir(&self, directory: &Path) -> io::Result<()>;
+
+    /// Whether reading may have to wait for a device; then it belongs on a thread that may block.
+    fn reads_may_wait(&self) -> bool {
+        true
+    }
 }
 
 /// An open file.

@@ -176,6 +176,11 @@ impl Segment {
         }
     }
 
+    /// Whether reading may have to wait for a device.
+    pub fn reads_may_wait(&self) -> bool {
+        self.disk.reads_may_wait()
+    }
+
     /// The segment's file, opened if it is not.
     pub fn file(&self) -> io::Result<Arc<dyn DiskFile>> {
         let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);

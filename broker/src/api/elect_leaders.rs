@@ -202,8 +202,9 @@ async fn wait_for(
             }
         }
         tokio::select! {
-            () = tokio::time::sleep(LOOK_INTERVAL) => {}
+            biased;
             () = broker.stopping() => break,
+            () = tokio::time::sleep(LOOK_INTERVAL) => {}
         }
     }
     ended.extend(elections.into_iter().map(|election| (election, false)));

@@ -13,23 +13,91 @@ use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::future::BoxFuture;
 use tokio::sync::{Notify, watch};
 
 pub use inbox::{ClusterInbox, ShardOutbound};
 pub use request::{ClusterAnswer, ClusterRequest, HandOver, serve};
 
 use crate::broker::Broker;
-use crate::peers::{PeerError, Peers};
+use crate::peers::{GroupMessage, PeerError, Peers};
+use crate::replication::hibernation::Mark;
 use crate::shard::view::PartitionKey;
 use leaders::{Leaders, Leadership};
 
 /// How often it is looked for changes of leadership to tell.
 const ANNOUNCE_INTERVAL: Duration = Duration::from_millis(100);
 
+/// Carries what one broker has for the others; what comes from them goes to the [`crate::peers::Inbox`]. [`Peers`] does so with sockets,
+/// the simulator without.
+pub trait Transport: Send + Sync {
+    /// See [`Peers::send`].
+    fn send(&self, to: i32, messages: Vec<GroupMessage>);
+
+    /// See [`Peers::pulse`].
+    fn pulse(&self, to: i32, mark: Mark);
+
+    /// See [`Peers::notify`].
+    fn notify(&self, to: i32, payload: Bytes) -> Result<(), PeerError>;
+
+    /// See [`Peers::request`].
+    fn request(
+        &self,
+        to: i32,
+        payload: Bytes,
+        time_max: Duration,
+    ) -> BoxFuture<'static, Result<Bytes, PeerError>>;
+
+    /// Whether what is sent to the peer leaves.
+    fn is_connected(&self, peer: i32) -> bool;
+
+    /// Adds a peer, or reaches it elsewhere.
+    fn set_peer(&self, id: i32, address: String);
+
+    /// The broker has learned of which cluster it is.
+    fn set_cluster_id(&self, id: String);
+}
+
+impl Transport for Peers {
+    fn send(&self, to: i32, messages: Vec<GroupMessage>) {
+        Peers::send(self, to, messages);
+    }
+
+    fn pulse(&self, to: i32, mark: Mark) {
+        Peers::pulse(self, to, mark);
+    }
+
+    fn notify(&self, to: i32, payload: Bytes) -> Result<(), PeerError> {
+        Peers::notify(self, to, payload)
+    }
+
+    fn request(
+        &self,
+        to: i32,
+        payload: Bytes,
+        time_max: Duration,
+    ) -> BoxFuture<'static, Result<Bytes, PeerError>> {
+        let peers = self.clone();
+        Box::pin(async move { Peers::request(&peers, to, payload, time_max).await })
+    }
+
+    fn is_connected(&self, peer: i32) -> bool {
+        Peers::is_connected(self, peer)
+    }
+
+    fn set_peer(&self, id: i32, address: String) {
+        Peers::set_peer(self, id, address);
+    }
+
+    fn set_cluster_id(&self, id: String) {
+        Peers::set_cluster_id(self, id);
+    }
+}
+
 /// The other brokers, as this one reaches them.
 pub struct Cluster {
     node_id: i32,
-    peers: OnceLock<Peers>,
+    peers: OnceLock<Arc<dyn Transport>>,
     leaders: RwLock<Leaders>,
     /// A broker has come: it is to be told all.
     newcomers: RwLock<Vec<i32>>,
@@ -51,11 +119,11 @@ impl Cluster {
     }
 
     /// From now on messages leave. Done once, at start.
-    pub fn connect(&self, peers: Peers) {
+    pub fn connect(&self, peers: Arc<dyn Transport>) {
         let _ = self.peers.set(peers);
     }
 
-    pub fn peers(&self) -> Option<&Peers> {
+    pub fn peers(&self) -> Option<&Arc<dyn Transport>> {
         self.peers.get()
     }
 
@@ -136,9 +204,10 @@ pub async fn announce(broker: Arc<Broker>) {
     let mut told = leaders::Told::default();
     loop {
         tokio::select! {
-            () = tokio::time::sleep(ANNOUNCE_INTERVAL) => {}
-            () = broker.cluster.changed.notified() => {}
+            biased;
             () = broker.stopping() => return,
+            () = broker.cluster.changed.notified() => {}
+            () = tokio::time::sleep(ANNOUNCE_INTERVAL) => {}
         }
         let Some(peers) = broker.cluster.peers.get() else {
             return;

@@ -40,13 +40,14 @@ pub async fn report(broker: Arc<Broker>) {
             }
         }
         tokio::select! {
-            () = tokio::time::sleep(LOOK_INTERVAL), if moving => {}
+            biased;
+            () = broker.stopping() => return,
             changed = metadata.changed() => {
                 if changed.is_err() {
                     return;
                 }
             }
-            () = broker.stopping() => return,
+            () = tokio::time::sleep(LOOK_INTERVAL), if moving => {}
         }
     }
 }

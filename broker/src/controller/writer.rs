@@ -117,18 +117,21 @@ impl Writer {
         let view = Arc::clone(self.log.view());
         loop {
             tokio::select! {
+                // A term that cannot be taken over, as the disk is full, must not keep those who ask
+                // from being told.
+                biased;
+                write = self.writes.recv() => {
+                    let Some(write) = write else { return };
+                    let result = self.write(write.decide).await;
+                    // Whoever asked may have gone away.
+                    drop(write.done.send(result));
+                }
                 () = until_leading(&view, led_epoch) => {
                     let epoch = view.leader_epoch();
                     if self.take_over().await.is_ok() {
                         tracing::info!(epoch, "this broker is the controller");
                         led_epoch = epoch;
                     }
-                }
-                write = self.writes.recv() => {
-                    let Some(write) = write else { return };
-                    let result = self.write(write.decide).await;
-                    // Whoever asked may have gone away.
-                    drop(write.done.send(result));
                 }
             }
         }

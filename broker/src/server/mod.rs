@@ -2,6 +2,7 @@
 
 pub mod accept;
 pub mod connection;
+pub mod core;
 pub mod memory;
 pub mod start;
 

@@ -3,11 +3,10 @@
 use std::io;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::PathBuf;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use streamgauge_protocol::error::ErrorCode;
 use streamgauge_storage::StorageError;
 use streamgauge_storage::checkpoint::{CheckpointError, MetaProperties};
 use streamgauge_storage::disk::Disk;
@@ -17,28 +16,18 @@ use tokio::sync::{oneshot, watch};
 use uuid::Uuid;
 
 use super::accept;
-use super::memory::MemoryBudget;
-use crate::api::fetch::session::FetchSessions;
+use super::core::{self, Core, Ground, Identity, check_identity, jobs_config, shard_directory};
 use crate::broker::{Broker, Endpoint};
-use crate::clock;
-use crate::cluster::{self, Cluster, ClusterInbox, ShardOutbound};
+use crate::cluster::{Cluster, ShardOutbound, Transport};
 use crate::config::{BrokerConfig, Listener};
+use crate::controller;
 use crate::controller::decide::Refusal;
-use crate::controller::image::BrokerInfo;
-use crate::controller::{self, Controller, ControllerError, Placed};
-use crate::group::config::GroupConfig;
-use crate::group::service::GroupCoordinator;
-use crate::jobs::{self, BrokerCluster, JobsConfig, JobsHandle};
-use crate::offsets_log::ImageLookup;
+use crate::jobs::{self, BrokerCluster, JobsHandle};
 use crate::peers::{Inbox, Limits, Peers, PeersConfig};
 use crate::shard::core::ShardSettings;
 use crate::shard::event::Event;
 use crate::shard::handle::ShardHandle;
 use crate::shard::runner::{self, Outbound, SyncPool};
-use crate::topics::TopicRegistry;
-
-/// Memory for requests in flight where the configuration sets no bound.
-const UNBOUNDED_REQUEST_BYTES: usize = usize::MAX >> 8;
 
 /// Why a broker did not start.
 #[derive(Debug, thiserror::Error)]
@@ -74,8 +63,9 @@ pub struct RunningBroker {
     pub address: SocketAddr,
     stop: watch::Sender<bool>,
     accepting: tokio::task::JoinHandle<()>,
-    writing: Vec<tokio::task::JoinHandle<()>>,
+    tasks: Vec<tokio::task::JoinHandle<()>>,
     jobs: JobsHandle,
+    peers: Option<Peers>,
     shards: Vec<(ShardHandle, JoinHandle<()>)>,
     lock: DirectoryLock,
 }
@@ -115,8 +105,8 @@ pub async fn start(config: BrokerConfig) -> Result<RunningBroker, ServeError> {
     disk.create_dir_all(&directory)
         .map_err(|error| ServeError::Storage(StorageError::from(error)))?;
     let lock = DirectoryLock::acquire(&directory)?;
-    let properties = MetaProperties::read(&*disk, &directory)?;
-    check_identity(&config, properties.as_ref())?;
+    // Refused before anything is opened.
+    check_identity(&config, MetaProperties::read(&*disk, &directory)?.as_ref())?;
     raise_file_limit();
 
     let listener = config.listeners.first().ok_or(ServeError::NoListener)?;
@@ -147,134 +137,42 @@ pub async fn start(config: BrokerConfig) -> Result<RunningBroker, ServeError> {
     let cluster = Arc::new(Cluster::new(config.node_id));
     let outbound: Arc<dyn Outbound> = Arc::new(ShardOutbound(Arc::clone(&cluster)));
     let shards = start_shards(&config, &directory, &disk, &outbound)?;
-    let placed = Placed {
+    let ground = Ground {
+        config: Arc::clone(&config),
+        endpoint: endpoint(&config, listener, address),
+        directory: directory.clone(),
+        disk,
         shards: shards.iter().map(|(handle, _)| handle.clone()).collect(),
-        config: Arc::clone(&config),
-        directory: directory.clone(),
-    };
-    let directory_id = properties
-        .as_ref()
-        .and_then(|properties| crate::ids::from_base64(&properties.directory_id))
-        .unwrap_or_else(crate::ids::new_id);
-    let topics = Arc::new(TopicRegistry::default());
-    let (controller, writer, applier, known_to) =
-        controller::open(placed.clone(), Arc::clone(&topics)).await?;
-    let writing = vec![
-        tokio::spawn(writer.run()),
-        tokio::spawn(applier.run()),
-        tokio::spawn(cluster::quorum::follow(
-            Arc::clone(&cluster),
-            controller.clone(),
-            Arc::clone(&config),
-        )),
-    ];
-    // Others are listened to once it is known with which directories the cluster knows them, and while
-    // the partitions are opened: the metadata's group goes on without waiting for that.
-    let inbox = Arc::new(ClusterInbox {
-        cluster: Arc::clone(&cluster),
-        placed,
-        controller: controller.clone(),
-        broker: OnceLock::new(),
-    });
-    if let Some(listener) = peer_socket {
-        let peers = PeersConfig {
-            node_id: config.node_id,
-            directory_id,
-            cluster_id: properties
-                .as_ref()
-                .map(|properties| properties.cluster_id.clone()),
-            listener,
-            peers: config.controller_quorum_voters.clone(),
-            limits: Limits::default(),
-        };
-        let peers = Peers::start(peers, Arc::clone(&inbox) as Arc<dyn Inbox>);
-        cluster.connect(peers.map_err(ServeError::Threads)?);
-    }
-    let refused = |reason| {
-        let code = ErrorCode::DuplicateBrokerRegistration;
-        ServeError::Refused(Refusal::new(code, reason))
-    };
-    let endpoint = endpoint(&config, listener, address);
-    let info = BrokerInfo {
-        node_id: config.node_id,
-        directory_id,
-        host: endpoint.host.clone(),
-        port: endpoint.port,
-        rack: config.broker_rack.clone(),
-        peer: config.peer_address.clone(),
-    };
-    let joins = !config.voters().contains(&config.node_id);
-    let mut properties = properties;
-    if joins && controller.read(|image| image.cluster_id().is_empty()) {
-        tracing::info!(voters = ?config.voters(), "joining the cluster");
-        if properties.is_none() {
-            // Kept before it is told, or a second start would come with another directory.
-            let cluster_id = cluster::quorum::cluster_to_join(&cluster, &config).await;
-            let joining = meta_properties(&config, cluster_id, directory_id);
-            joining.write(&*disk, &directory)?;
-            properties = Some(joining);
-        }
-        tokio::select! {
-            joined = cluster::quorum::join(&cluster, &config, &info) => {
-                joined.map_err(ServeError::Refused)?;
-            }
-            reason = cluster.disowned() => return Err(refused(reason)),
-        }
-    }
-    let cluster_id = tokio::select! {
-        joined = joined_cluster(&config, &controller, properties.as_ref()) => joined?,
-        reason = cluster.disowned() => return Err(refused(reason)),
-    };
-    if let Some(peers) = cluster.peers() {
-        peers.set_cluster_id(cluster_id.clone());
-    }
-    if properties.is_none() {
-        meta_properties(&config, cluster_id.clone(), directory_id).write(&*disk, &directory)?;
-    }
-
-    // Clients are served once all that is known to be here is open.
-    controller.wait_applied(known_to).await;
-
-    let (stop, stopping) = watch::channel(false);
-    let groups = GroupCoordinator::new(
-        group_config(&config),
-        Arc::new(ImageLookup(controller.clone())),
-        Arc::new(clock::now_ms),
-    );
-    let broker = Arc::new(Broker {
-        endpoint,
-        directory: directory.clone(),
-        controller,
-        topics,
-        groups,
-        fetch_sessions: FetchSessions::new(config.max_incremental_fetch_session_cache_slots),
-        producer_ids: Default::default(),
-        memory: MemoryBudget::new(
-            config
-                .queued_max_request_bytes
-                .unwrap_or(UNBOUNDED_REQUEST_BYTES),
-        ),
-        job_statuses: Arc::default(),
-        stopping: stopping.clone(),
         cluster,
-        coordinating: Default::default(),
-        config: Arc::clone(&config),
-    });
-    let _ = inbox.broker.set(Arc::downgrade(&broker));
-    tokio::select! {
-        registered = broker.register(info) => registered.map_err(ServeError::Refused)?,
-        reason = broker.cluster.disowned() => return Err(refused(reason)),
-    }
-    broker.follow_offsets_topic();
-    let mut writing = writing;
-    writing.push(tokio::spawn(Arc::clone(&broker).follow_leadership()));
-    writing.push(tokio::spawn(cluster::announce(Arc::clone(&broker))));
-    writing.push(tokio::spawn(Arc::clone(&broker).balance_leaders()));
-    writing.push(tokio::spawn(cluster::reassignments::report(Arc::clone(
-        &broker,
-    ))));
+    };
+    let mut peers = None;
+    let connect = |identity: &Identity, inbox: Arc<dyn Inbox>| {
+        let Some(listener) = peer_socket else {
+            return Ok(None);
+        };
+        let started = Peers::start(
+            PeersConfig {
+                node_id: config.node_id,
+                directory_id: identity.directory_id,
+                cluster_id: identity.cluster_id.clone(),
+                listener,
+                peers: config.controller_quorum_voters.clone(),
+                limits: Limits::default(),
+            },
+            inbox,
+        )
+        .map_err(ServeError::Threads)?;
+        peers = Some(started.clone());
+        Ok(Some(Arc::new(started) as Arc<dyn Transport>))
+    };
+    let Core {
+        broker,
+        cluster_id,
+        stop,
+        tasks,
+    } = core::start(ground, connect).await?;
     let jobs = start_jobs(&broker).map_err(ServeError::Threads)?;
-    let accepting = tokio::spawn(accept::run(Arc::clone(&broker), socket, stopping));
+    let accepting = tokio::spawn(accept::run(Arc::clone(&broker), socket, stop.subscribe()));
     tracing::info!(
         %address,
         node_id = config.node_id,
@@ -287,8 +185,9 @@ pub async fn start(config: BrokerConfig) -> Result<RunningBroker, ServeError> {
         address,
         stop,
         accepting,
-        writing,
+        tasks,
         jobs,
+        peers,
         shards,
         lock,
     })
@@ -301,7 +200,7 @@ impl RunningBroker {
     /// Hands the leadership of all partitions to replicas elsewhere, so that clients see one change
     /// of leader and no error.
     async fn hand_over(&self) {
-        if self.broker.cluster.peers().is_none() {
+        if self.peers.is_none() {
             return;
         }
         let deadline = tokio::time::Instant::now() + HAND_OVER_PATIENCE;
@@ -353,10 +252,10 @@ impl RunningBroker {
         {
             tracing::warn!("aggregations did not end in time");
         }
-        for task in &self.writing {
+        for task in &self.tasks {
             task.abort();
         }
-        if let Some(peers) = self.broker.cluster.peers() {
+        if let Some(peers) = &self.peers {
             peers.stop().await;
         }
         let mut closing = Vec::new();
@@ -380,70 +279,10 @@ impl RunningBroker {
     }
 }
 
-fn meta_properties(
-    config: &BrokerConfig,
-    cluster_id: String,
-    directory_id: Uuid,
-) -> MetaProperties {
-    MetaProperties {
-        cluster_id,
-        node_id: config.node_id,
-        directory_id: crate::ids::to_base64(directory_id),
-    }
-}
-
-/// Waits until this broker knows which cluster it is of: the one that its directory and its
-/// configuration name, or the one that its voters form now.
-async fn joined_cluster(
-    config: &BrokerConfig,
-    controller: &Controller,
-    properties: Option<&MetaProperties>,
-) -> Result<String, ServeError> {
-    let mut changes = controller.changes();
-    let mut said = false;
-    let found = loop {
-        let found = controller.read(|image| image.cluster_id().to_owned());
-        if !found.is_empty() {
-            break found;
-        }
-        if !said {
-            said = true;
-            tracing::info!(
-                voters = ?config.voters(),
-                "waiting for a majority of the voters to form the cluster"
-            );
-        }
-        if changes.changed().await.is_err() {
-            return Err(ServeError::Controller(ControllerError::Open(
-                "the metadata log has stopped".into(),
-            )));
-        }
-    };
-    let expected = config
-        .cluster_id
-        .as_ref()
-        .or(properties.map(|properties| &properties.cluster_id));
-    match expected {
-        Some(expected) if *expected != found => {
-            Err(ServeError::Controller(ControllerError::OtherCluster {
-                found,
-                expected: expected.clone(),
-            }))
-        }
-        _ => Ok(found),
-    }
-}
-
 fn start_jobs(broker: &Arc<Broker>) -> io::Result<JobsHandle> {
-    let config = JobsConfig {
-        broker_id: broker.id(),
-        flush_interval_ms: broker.config.aggregation_combine_interval_ms,
-        checkpoints: Default::default(),
-        merger: Default::default(),
-        clock: Arc::new(clock::now_ms),
-    };
     let cluster = Arc::new(BrokerCluster::new(Arc::clone(broker)));
-    jobs::start(cluster, config, Arc::clone(&broker.job_statuses))
+    let statuses = Arc::clone(&broker.job_statuses);
+    jobs::start(cluster, jobs_config(broker), statuses)
 }
 
 fn data_directory(config: &BrokerConfig) -> Result<PathBuf, ServeError> {
@@ -452,31 +291,6 @@ fn data_directory(config: &BrokerConfig) -> Result<PathBuf, ServeError> {
         [directory] => Ok(directory.clone()),
         several => Err(ServeError::SeveralDirectories(several.len())),
     }
-}
-
-/// A data directory belongs to one node of one cluster.
-fn check_identity(
-    config: &BrokerConfig,
-    properties: Option<&MetaProperties>,
-) -> Result<(), ServeError> {
-    let Some(properties) = properties else {
-        return Ok(());
-    };
-    if properties.node_id != config.node_id {
-        return Err(ServeError::OtherNode(format!(
-            "the data directory is that of node {}, but node.id is {}",
-            properties.node_id, config.node_id
-        )));
-    }
-    if let Some(expected) = &config.cluster_id
-        && *expected != properties.cluster_id
-    {
-        return Err(ServeError::OtherNode(format!(
-            "the data directory belongs to cluster {}, but cluster.id is {expected}",
-            properties.cluster_id
-        )));
-    }
-    Ok(())
 }
 
 /// Every open partition holds a file; the default limit of 1024 would be met early.
@@ -546,10 +360,6 @@ fn shards_count(
     Ok(existing)
 }
 
-fn shard_directory(directory: &std::path::Path, number: usize) -> PathBuf {
-    directory.join(format!("raft-state-{number}"))
-}
-
 fn resolve(listener: &Listener) -> io::Result<SocketAddr> {
     if listener.host.is_empty() {
         return Ok(SocketAddr::from((
@@ -581,21 +391,6 @@ fn endpoint(config: &BrokerConfig, listener: &Listener, address: SocketAddr) -> 
             host: address.ip().to_string(),
             port: address.port(),
         },
-    }
-}
-
-fn group_config(config: &BrokerConfig) -> GroupConfig {
-    GroupConfig {
-        session_timeout_ms_min: config.group_min_session_timeout_ms,
-        session_timeout_ms_max: config.group_max_session_timeout_ms,
-        initial_rebalance_delay_ms: config.group_initial_rebalance_delay_ms,
-        group_size_max: config.group_max_size,
-        offset_metadata_max: config.offset_metadata_max_bytes,
-        offsets_retention_ms: config.offsets_retention_minutes.saturating_mul(60_000),
-        offsets_retention_check_interval_ms: config.offsets_retention_check_interval_ms,
-        offsets_topic_partitions: config.offsets_topic_num_partitions,
-        commit_timeout_ms: config.offsets_commit_timeout_ms,
-        ..GroupConfig::default()
     }
 }
 

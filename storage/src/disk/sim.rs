@@ -175,6 +175,10 @@ impl State {
 }
 
 impl Disk for SimDisk {
+    fn reads_may_wait(&self) -> bool {
+        false
+    }
+
     fn open(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
         let state = self.lock();
         let inode = *state.names.get(path).ok_or_else(|| not_found(path))?;

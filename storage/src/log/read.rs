@@ -108,6 +108,9 @@ impl LogReader {
         let Some(active) = segments.last() else {
             return false;
         };
+        if !active.reads_may_wait() {
+            return false;
+        }
         if offset < active.base_offset() {
             return true;
         }

@@ -207,9 +207,10 @@ async fn read_until_enough(
             return parts;
         }
         tokio::select! {
+            biased;
+            () = context.broker.stopping() => return parts,
             () = changed.notified() => {}
             () = tokio::time::sleep_until(limits.deadline) => {}
-            () = context.broker.stopping() => return parts,
         }
     }
 }
