@@ -6,6 +6,7 @@
 
 mod model;
 mod moves;
+mod random;
 mod world;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};

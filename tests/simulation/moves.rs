@@ -11,7 +11,8 @@ use streamgauge::shard::event::Event;
 use tokio::sync::oneshot;
 use uuid::Uuid;
 
-use crate::world::{Random, World};
+use crate::random::Random;
+use crate::world::World;
 
 enum Record {
     Reassigning(Vec<i32>),
