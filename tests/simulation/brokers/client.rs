@@ -23,8 +23,8 @@ pub struct Everybody {
     violations: Mutex<Vec<String>>,
     /// Counts the moments at which two brokers took themselves for the controller.
     controllers_doubted: AtomicU64,
-    /// The same of coordinators.
-    coordinators_doubted: AtomicU64,
+    /// The same of the leaders of partitions, coordinators among them.
+    leaders_doubted: AtomicU64,
 }
 
 impl Everybody {
@@ -43,9 +43,9 @@ impl Everybody {
         self.controllers_doubted.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// The same of the coordinators of a group.
-    pub fn doubt_coordinator(&self) {
-        self.coordinators_doubted.fetch_add(1, Ordering::Relaxed);
+    /// The same of the leaders of a partition.
+    pub fn doubt_leader(&self) {
+        self.leaders_doubted.fetch_add(1, Ordering::Relaxed);
     }
 
     /// A promise that was not kept.
@@ -97,9 +97,9 @@ impl Client {
         doubted + self.network.connections_lost()
     }
 
-    /// As long as this is the same number, each group had one coordinator at most.
-    pub fn coordinators_doubted(&self) -> u64 {
-        self.everybody.coordinators_doubted.load(Ordering::Relaxed)
+    /// As long as this is the same number, each partition had one leader at most.
+    pub fn leaders_doubted(&self) -> u64 {
+        self.everybody.leaders_doubted.load(Ordering::Relaxed)
     }
 
     pub fn any_broker(&mut self) -> usize {

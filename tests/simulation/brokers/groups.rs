@@ -162,7 +162,7 @@ async fn read_committed(
     coordinator: usize,
 ) -> Option<BTreeMap<i32, i64>> {
     let before = groups.history().floors.clone();
-    let doubted = client.coordinators_doubted();
+    let doubted = client.leaders_doubted();
     let answer = client.call(coordinator, 7, &offsets_wanted(group)).await?;
     let topic = answer.topics.first().filter(|_| answer.error_code == 0)?;
     if topic
@@ -177,7 +177,7 @@ async fn read_committed(
         let (index, offset) = (partition.partition_index, partition.committed_offset);
         let key = (group.to_owned(), index);
         let floor = before.get(&key).copied().unwrap_or(-1);
-        if offset < floor && client.coordinators_doubted() != doubted {
+        if offset < floor && client.leaders_doubted() != doubted {
             return None;
         }
         if offset < floor {

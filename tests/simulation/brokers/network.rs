@@ -12,6 +12,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use streamgauge::cluster::Transport;
 use streamgauge::peers::{GroupMessage, PeerError};
+use streamgauge::replication::hibernation::Mark;
 use tokio::sync::oneshot;
 
 use crate::random::Random;
@@ -36,6 +37,8 @@ pub fn broker_index(id: i32) -> usize {
 pub enum Content {
     Raft(Vec<GroupMessage>),
     Notice(Bytes),
+    /// A shard lives.
+    Pulse(Mark),
     /// Of a broker (`ClusterRequest`) or a client (a Kafka frame).
     Request {
         call: u64,
@@ -426,6 +429,20 @@ impl Transport for Wire {
     fn send(&self, to: i32, messages: Vec<GroupMessage>) {
         self.network
             .send_raft(self.broker, broker_index(to), messages);
+    }
+
+    fn pulse(&self, to: i32, mark: Mark) {
+        let mut net = self.network.net();
+        let peer = broker_index(to);
+        let lost = !net.connected.contains(&(self.broker, peer))
+            || (net.unreliable && net.random.one_in(100));
+        if !lost {
+            net.post(
+                Place::Broker(self.broker),
+                Place::Broker(peer),
+                Content::Pulse(mark),
+            );
+        }
     }
 
     fn notify(&self, to: i32, payload: Bytes) -> Result<(), PeerError> {

@@ -127,6 +127,7 @@ impl Node {
         disk.create_dir_all(&directory)?;
         let settings = ShardSettings {
             broker_id: config.node_id,
+            number: 0,
             directory: shard_directory(&directory, 0),
             retention_check_interval_ms: 5_000,
             producer_expiration_ms: config.producer_id_expiration_ms,
@@ -243,6 +244,13 @@ impl Node {
         for (to, messages) in by_broker {
             network.send_raft(index, crate::network::broker_index(to), messages);
         }
+        let wire = Wire {
+            network,
+            broker: index,
+        };
+        for (to, mark) in life.shard.take_pulses() {
+            wire.pulse(to, mark);
+        }
     }
 
     /// Syncs one file of the round under way, or ends the round.
@@ -276,6 +284,11 @@ impl Node {
             (Content::Notice(payload), Place::Broker(from)) => {
                 if let Some(inbox) = inbox {
                     inbox.notice(broker_id(from), payload);
+                }
+            }
+            (Content::Pulse(mark), Place::Broker(from)) => {
+                if let Some(inbox) = inbox {
+                    inbox.pulse(broker_id(from), mark);
                 }
             }
             (Content::Request { call, payload }, Place::Broker(from)) => {

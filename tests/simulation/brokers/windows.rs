@@ -204,6 +204,7 @@ async fn send(client: &mut Client, data: PartitionProduceData) {
         ]);
     let mut broker = client.any_broker();
     loop {
+        let doubted = client.leaders_doubted();
         let answer = client.call(broker, 9, &request).await;
         let answered = answer.as_ref().and_then(|answer| {
             let topic = answer.responses.first()?;
@@ -217,7 +218,9 @@ async fn send(client: &mut Client, data: PartitionProduceData) {
         }) {
             Some((0, _)) => return,
             Some((_, Some(ErrorCode::DuplicateSequenceNumber))) => return,
-            Some((_, Some(ErrorCode::OutOfOrderSequenceNumber))) => {
+            Some((_, Some(ErrorCode::OutOfOrderSequenceNumber)))
+                if client.leaders_doubted() == doubted =>
+            {
                 client.violation(format!(
                     "the producer of partition {partition} is told of a gap: what came before was acknowledged"
                 ));

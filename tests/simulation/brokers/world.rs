@@ -291,6 +291,8 @@ impl World {
         for _ in 0..300 {
             self.pass();
         }
+        // Leadership may be on its way to where it is preferred.
+        self.until("all partitions are led", |world| world.unled().is_none());
         let mut results = BTreeMap::new();
         for (window, sums) in self.results() {
             if let Some(before) = results.insert(window.clone(), sums) {
@@ -345,15 +347,18 @@ impl World {
         if active.count() > 1 {
             self.everybody.doubt_controller();
         }
-        for index in 0..OFFSETS_PARTITIONS {
+        let watched = (0..OFFSETS_PARTITIONS).map(|index| (GROUP_METADATA_TOPIC, index));
+        let watched =
+            watched.chain((0..windows::SOURCE_PARTITIONS).map(|index| (windows::SOURCE, index)));
+        for (topic, index) in watched {
             let leads = |broker: &&Arc<Broker>| {
-                let topic = broker.topics.by_name(GROUP_METADATA_TOPIC);
+                let topic = broker.topics.by_name(topic);
                 topic
                     .and_then(|topic| topic.partition(index))
                     .is_some_and(|partition| partition.view().is_serving())
             };
             if brokers.iter().filter(leads).count() > 1 {
-                self.everybody.doubt_coordinator();
+                self.everybody.doubt_leader();
             }
         }
     }
@@ -437,7 +442,10 @@ impl World {
 
     fn start(&mut self, node: usize) {
         let seed = self.random.number();
-        self.around[node] = Circumstances::default();
+        self.around[node] = Circumstances {
+            had_trouble: self.nodes[node].trouble != Trouble::None,
+            ..Circumstances::default()
+        };
         self.tally.starts += 1;
         let started = self.nodes[node].start(self.now_ms, seed);
         if let Err(error) = started {
@@ -668,6 +676,7 @@ impl World {
                     fold(message.message.entries.len() as u64);
                 }
             }
+            Content::Pulse(mark) => fold(mark.epoch),
             Content::Notice(payload)
             | Content::Request { payload, .. }
             | Content::Answer { payload, .. } => {
