@@ -42,6 +42,7 @@ mod config_fixture;
 
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use streamgauge_protocol::frame::{self, FrameError, RequestHeader};
@@ -105,6 +106,9 @@ pub fn is_produce(frame: &Bytes) -> bool {
     frame::peek_api(frame).is_ok_and(|(api_key, _)| api_key == ApiKey::Produce as i16)
 }
 
+/// How long a request waits that found no controller, before it is tried again.
+const ASK_CONTROLLER_RETRY: Duration = Duration::from_millis(50);
+
 /// Starts a request. A produce request has reached its partitions when this returns; one that changes
 /// the metadata is handed to the controller if that is another broker (as with KIP-590).
 pub fn handle(broker: &Arc<Broker>, peer: &Peer, frame: Bytes) -> Result<Handling, RequestError> {
@@ -136,21 +140,40 @@ fn is_controllers(key: ApiKey) -> bool {
     )
 }
 
+/// Asks whoever is the controller until one answers, as Kafka's `NodeToControllerRequestThread` does: while
+/// a controller is elected clients wait. One that was lost while it was asked may have done what was asked; the client
+/// hears then what its request finds.
 fn hand_on(broker: &Arc<Broker>, peer: &Peer, frame: Bytes) -> Handling {
     let (broker, peer) = (Arc::clone(broker), peer.clone());
+    // Half of it, for clients that wait just as long: they are to have an answer.
+    let patience_ms = broker.config.request_timeout_ms.unsigned_abs() / 2;
+    let patience = Duration::from_millis(patience_ms);
     let answer = async move {
         let request = ClusterRequest::Kafka(frame.clone());
-        match broker.ask_controller(&request).await {
-            Ok(answer) => Ok(Answer {
+        let asking = async {
+            while !broker.controller.is_active() {
+                match broker.ask_controller(&request).await {
+                    Ok(answer) => return Some(answer),
+                    Err(refusal) => {
+                        tracing::debug!(%refusal, "a request did not reach the controller");
+                    }
+                }
+                tokio::select! {
+                    biased;
+                    () = broker.stopping() => return None,
+                    () = tokio::time::sleep(ASK_CONTROLLER_RETRY) => {}
+                }
+            }
+            None
+        };
+        if let Ok(Some(answer)) = tokio::time::timeout(patience, asking).await {
+            return Ok(Answer {
                 pieces: vec![answer],
                 close_after: false,
-            }),
-            // Here it is refused in the form that the client expects: there is no controller.
-            Err(refusal) => {
-                tracing::debug!(%refusal, "a request did not reach the controller");
-                handle_here(&broker, &peer, frame)?.answer.await
-            }
+            });
         }
+        // Here it is refused in the form that the client expects, or this broker is the controller now.
+        handle_here(&broker, &peer, frame)?.answer.await
     };
     Handling {
         answer: Box::pin(answer),
