@@ -4,13 +4,13 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use streamgauge_tests::broker::streamgauge;
-use streamgauge_tests::cluster::{Cluster, NODES};
+use streamgauge_tests::cluster::{Cluster, Cut, NODES};
 use streamgauge_tests::process::{poll, run};
 use streamgauge_tests::seed_case::{ORDERS, SeedCase, apply};
 
 const TIME_MAX: Duration = Duration::from_secs(280);
 const MOVE_TIME_MAX: Duration = Duration::from_secs(30);
-const PAUSE_TIME: Duration = Duration::from_secs(4);
+const FAULT_TIME: Duration = Duration::from_secs(4);
 
 /// Its first partition's leader runs the job.
 const INTERNAL: &str = "__aggregation-orders-per-minute";
@@ -23,6 +23,8 @@ enum End {
     Kill,
     Terminate,
     Pause,
+    /// The other brokers do not reach it, nor it them; clients do.
+    CutOff,
     /// Its replica is moved away, and comes back.
     Move,
 }
@@ -46,6 +48,20 @@ fn the_seed_case_comes_out_exact_through_the_ends_of_leaders() {
             (SOURCE, 2, End::Terminate),
             (INTERNAL, 3, End::Kill),
             (DERIVED, 0, End::Pause),
+        ],
+    );
+}
+
+#[test]
+fn the_seed_case_comes_out_exact_through_cut_links() {
+    through(
+        "cluster-seed-case-links",
+        None,
+        &[
+            (INTERNAL, 0, End::CutOff),
+            (DERIVED, 1, End::CutOff),
+            (INTERNAL, 0, End::CutOff),
+            (SOURCE, 2, End::CutOff),
         ],
     );
 }
@@ -124,14 +140,18 @@ fn through(name: &str, replicas: Option<&str>, ends: &[(&str, i32, End)]) {
             End::Kill => cluster.kill(leader),
             End::Terminate => cluster.stop(leader),
             End::Pause => {
-                let begun = Instant::now();
                 cluster.pause(leader);
                 let next = cluster.leader(topic, *partition);
-                while begun.elapsed() < PAUSE_TIME {
-                    cluster.assert_runs(next);
-                    thread::sleep(Duration::from_millis(50));
-                }
+                stay(&mut cluster, next);
                 cluster.resume(leader);
+                continue;
+            }
+            End::CutOff => {
+                cluster.cut_off(leader, Cut::BothWays);
+                let next = cluster.leader(topic, *partition);
+                stay(&mut cluster, next);
+                cluster.heal();
+                cluster.wait_until_whole();
                 continue;
             }
             End::Move => {
@@ -152,4 +172,13 @@ fn through(name: &str, replicas: Option<&str>, ends: &[(&str, i32, End)]) {
         cluster.wait_until_whole();
     }
     case.finish();
+}
+
+/// Leaves things as they are for a while, in which the broker must run.
+fn stay(cluster: &mut Cluster, id: i32) {
+    let begun = Instant::now();
+    while begun.elapsed() < FAULT_TIME {
+        cluster.assert_runs(id);
+        thread::sleep(Duration::from_millis(50));
+    }
 }
