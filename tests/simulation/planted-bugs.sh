@@ -2,7 +2,8 @@
 # Plants bugs, one after the other, and lets the simulator look for each: a checker that finds
 # nothing proves something only if it would have found these.
 #
-#   planted-bugs.sh [bug…]     the patches of planted/ with these names, or all
+#   planted-bugs.sh [bug…]     the patches of planted/ with these names, or all; brokers/… are looked for
+#                              by the simulation of whole brokers
 #
 # SEEDS (default 300) is how many seeds a bug is looked for, SECONDS_MAX (default 240) how long.
 # Works on a copy of the tree as it is; builds go to PLANTED_TARGET_DIR (default target/planted).
@@ -15,7 +16,7 @@ export CARGO_TARGET_DIR=${PLANTED_TARGET_DIR:-$root/target/planted}
 
 bugs=("$@")
 if [ $# = 0 ]; then
-  for patch in "$patches"/*.patch; do bugs+=("$(basename "$patch" .patch)"); done
+  while read -r patch; do bugs+=("${patch%.patch}"); done < <(cd "$patches" && ls *.patch brokers/*.patch)
 fi
 
 copy=$(mktemp -d)
@@ -26,17 +27,19 @@ git -C "$root" worktree add --quiet --detach "$copy/tree" "${commit:-HEAD}"
 cd "$copy/tree"
 
 missed=0
-printf '%-34s %9s  %s\n' bug seeds 'what the simulator said'
+printf '%-42s %9s  %s\n' bug seeds 'what the simulator said'
 for bug in "${bugs[@]}"; do
   git checkout --quiet .
   git apply "$patches/$bug.patch"
-  if ! cargo test --quiet -p streamgauge-tests --test simulation --no-run >"$copy/build" 2>&1; then
+  target=simulation
+  [ "${bug#brokers/}" = "$bug" ] || target=simulation-brokers
+  if ! cargo test --quiet -p streamgauge-tests --test "$target" --no-run >"$copy/build" 2>&1; then
     cat "$copy/build" >&2
     exit 2
   fi
   code=0
   RUST_BACKTRACE=0 SIMULATION_SEEDS=$seeds timeout "${SECONDS_MAX:-240}" \
-    cargo test --quiet -p streamgauge-tests --test simulation -- --nocapture whatever_fails \
+    cargo test --quiet -p streamgauge-tests --test "$target" -- --nocapture whatever_fails \
     >"$copy/run" 2>&1 || code=$?
   if seed=$(grep -o 'SIMULATION_SEED=[0-9]*' "$copy/run"); then
     found=$((${seed#*=} + 1))
@@ -47,6 +50,6 @@ for bug in "${bugs[@]}"; do
   else
     found='-' said="nothing in $seeds seeds" missed=1
   fi
-  printf '%-34s %9s  %s\n' "$bug" "$found" "$said"
+  printf '%-42s %9s  %s\n' "$bug" "$found" "$said"
 done
 exit $missed
