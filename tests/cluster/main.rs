@@ -5,6 +5,7 @@
 mod aggregation;
 mod faults;
 mod guide;
+mod links;
 mod moves;
 mod workload;
 

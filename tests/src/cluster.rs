@@ -27,7 +27,7 @@ use streamgauge_protocol::messages::protocol::{Decodable, HeaderVersion, Request
 use crate::broker::{free_port, streamgauge};
 use crate::fetch::target_dir;
 use crate::link::Link;
-use crate::process::{poll, spawn, wait};
+use crate::process::{connected_ports, poll, spawn, wait};
 
 pub const NODES: [i32; 3] = [1, 2, 3];
 
@@ -281,6 +281,30 @@ impl Cluster {
         for node in self.nodes.values_mut() {
             node.is_cut_off = false;
         }
+    }
+
+    /// Bytes that each link has carried so far, there and back, by who dials and who is dialled.
+    pub fn carried(&self) -> BTreeMap<(i32, i32), [u64; 2]> {
+        let carried = |link: &Link| [link.there.bytes(), link.back.bytes()];
+        self.links
+            .iter()
+            .map(|(between, link)| (*between, carried(link)))
+            .collect()
+    }
+
+    /// Who has a connection to whom that no link carries: no cut would be felt there.
+    pub fn bypasses(&self) -> Vec<(i32, i32)> {
+        let mut found = Vec::new();
+        for (from, node) in &self.nodes {
+            let Some(child) = &node.child else { continue };
+            let dialled = connected_ports(child.id());
+            for (to, other) in self.nodes.iter().filter(|(to, _)| *to != from) {
+                if dialled.contains(&other.peer_port) {
+                    found.push((*from, *to));
+                }
+            }
+        }
+        found
     }
 
     /// Waits until every broker knows of all three.

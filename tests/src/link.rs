@@ -21,9 +21,15 @@ const BUFFER_BYTES: usize = 256 * 1024;
 pub struct Direction {
     is_cut: AtomicBool,
     delay_ms: AtomicU64,
+    bytes: AtomicU64,
 }
 
 impl Direction {
+    /// How many bytes it has handed on so far.
+    pub fn bytes(&self) -> u64 {
+        self.bytes.load(Ordering::SeqCst)
+    }
+
     pub fn cut(&self) {
         self.is_cut.store(true, Ordering::SeqCst);
     }
@@ -137,6 +143,9 @@ impl Pump {
                     if !self.pass() || self.to.write_all(&buffer[..bytes]).is_err() {
                         break;
                     }
+                    self.direction
+                        .bytes
+                        .fetch_add(bytes as u64, Ordering::SeqCst);
                 }
                 Err(error) if is_timeout(error.kind()) => {}
                 Err(_) => break,

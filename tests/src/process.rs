@@ -1,5 +1,7 @@
 //! Child processes that cannot outlive the tests, and waits that always end.
 
+use std::collections::BTreeSet;
+use std::fs;
 use std::io::{Read, Write};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -9,6 +11,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Signal, set_parent_process_death_signal};
+
+/// As `/proc/net/tcp` writes it.
+const TCP_ESTABLISHED: &str = "01";
 
 /// What a finished program left behind.
 pub struct Finished {
@@ -124,6 +129,29 @@ pub fn spawn(mut command: Command) -> Child {
         .recv()
         .expect("the spawner answers")
         .unwrap_or_else(|error| panic!("cannot start {what}: {error}"))
+}
+
+/// The remote ports of a process's established connections over IPv4.
+pub fn connected_ports(pid: u32) -> BTreeSet<u16> {
+    // A file may be closed while the list is read.
+    let sockets: BTreeSet<String> = fs::read_dir(format!("/proc/{pid}/fd"))
+        .expect("a live process has files")
+        .filter_map(|file| fs::read_link(file.ok()?.path()).ok())
+        .filter_map(|target| {
+            let inode = target.to_str()?.strip_prefix("socket:[")?;
+            Some(inode.strip_suffix(']')?.to_owned())
+        })
+        .collect();
+    let table = fs::read_to_string("/proc/net/tcp").expect("the system lists its connections");
+    let remote_port = |line: &str| {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let (remote, state, inode) = (words.get(2)?, *words.get(3)?, *words.get(9)?);
+        if state != TCP_ESTABLISHED || !sockets.contains(inode) {
+            return None;
+        }
+        u16::from_str_radix(remote.split_once(':')?.1, 16).ok()
+    };
+    table.lines().skip(1).filter_map(remote_port).collect()
 }
 
 fn read_aside(mut pipe: impl Read + Send + 'static) -> thread::JoinHandle<String> {
