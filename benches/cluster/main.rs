@@ -80,6 +80,22 @@ fn records() -> (usize, bytes::Bytes) {
     (count, bytes)
 }
 
+/// The partitions' leaders, each of which has taken a write: who was told of a leader may be ahead of it.
+fn leaders_at_work(cluster: &Cluster, topic: &str, partitions: i32) -> Vec<(i32, i32)> {
+    let bytes = batch(1, TIME_ZERO_MS, |_| vec![7; 100]);
+    for partition in 0..partitions {
+        let request = produce_request(topic, partition, &bytes);
+        cluster.time_until(|cluster| {
+            let leaders = cluster.leaders(topic);
+            let leader = leaders.iter().find(|(index, _)| *index == partition);
+            leader.is_some_and(|(_, leader)| {
+                *leader > 0 && is_taken(cluster, *leader as usize, topic, &request)
+            })
+        });
+    }
+    cluster.leaders(topic)
+}
+
 /// Each broker leads one partition.
 fn produce(cluster: &Cluster, round: usize, table: &mut Table) {
     let topic = &format!("bench-{round}");
@@ -88,7 +104,7 @@ fn produce(cluster: &Cluster, round: usize, table: &mut Table) {
     let (count, bytes) = records();
     let requests = PAYLOAD_BYTES / (count * 1024) / NODES;
     let gigabytes = (requests * NODES * count) as f64 * 1024.0 / 1e9;
-    let leaders = cluster.leaders(topic);
+    let leaders = leaders_at_work(cluster, topic, partitions);
     let (begun, cpu) = (Instant::now(), cluster.cpu_seconds());
     thread::scope(|scope| {
         for (partition, leader) in leaders {
@@ -118,7 +134,7 @@ fn latency(cluster: &Cluster, round: usize, table: &mut Table) {
     cluster.create(topic, 1, 3);
     let bytes = batch(1, TIME_ZERO_MS, |_| vec![7; 100]);
     let request = produce_request(topic, 0, &bytes);
-    let (_, leader) = cluster.leaders(topic)[0];
+    let (_, leader) = leaders_at_work(cluster, topic, 1)[0];
     let times = latencies(
         cluster.address(leader as usize),
         topic,
@@ -139,7 +155,7 @@ fn failover(cluster: &mut Cluster, round: usize, table: &mut Table) {
     cluster.create(topic, 1, 3);
     let bytes = batch(1, TIME_ZERO_MS, |_| vec![7; 100]);
     let request = produce_request(topic, 0, &bytes);
-    let (_, leader) = cluster.leaders(topic)[0];
+    let (_, leader) = leaders_at_work(cluster, topic, 1)[0];
     let mut connection = Connection::open(cluster.address(leader as usize));
     connection.produce(topic, [&request[..]], 1);
     cluster.kill(leader as usize);
@@ -184,7 +200,7 @@ fn move_replica(cluster: &Cluster) -> Duration {
     cluster.create(topic, 1, 1);
     let (count, bytes) = records();
     let frame = produce_request(topic, 0, &bytes);
-    let (_, leader) = cluster.leaders(topic)[0];
+    let (_, leader) = leaders_at_work(cluster, topic, 1)[0];
     // min.insync.replicas is 2, and no more than there are.
     let mut connection = Connection::open(cluster.address(leader as usize));
     let requests = MOVED_BYTES / (count * 1024);
