@@ -57,7 +57,7 @@ pub enum GroupError {
     Propose(raft::Error),
     #[error(transparent)]
     NotABatch(#[from] NotABatch),
-    #[error("a logged membership change cannot be read: {0}")]
+    #[error("a logged change of the members cannot be applied: {0}")]
     ConfChange(String),
     #[error(
         "the leader counts on entries up to {committed}, but the log ends at {last}: \
@@ -708,10 +708,10 @@ impl RaftGroup {
             }
             let change = ConfChangeV2::parse_from_bytes(&entry.data)
                 .map_err(|error| GroupError::ConfChange(error.to_string()))?;
-            let conf_state = self
-                .raw
-                .apply_conf_change(&change)
-                .map_err(GroupError::Start)?;
+            let conf_state = self.raw.apply_conf_change(&change).map_err(|error| {
+                let (index, members) = (entry.index, self.membership());
+                GroupError::ConfChange(format!("entry {index} after {members:?}: {error}"))
+            })?;
             tracing::info!(
                 ?conf_state,
                 index = entry.index,
@@ -723,6 +723,7 @@ impl RaftGroup {
             let members = self.raw.raft.prs();
             self.followers.keep_only(|id| members.get(id).is_some());
             progress.membership_changed = true;
+            self.leave_if_removed();
         }
         self.raw.advance_apply_to(last.0);
         self.committed = last;

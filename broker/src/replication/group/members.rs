@@ -1,5 +1,6 @@
 //! The members of a group: who they are, how far they have come, and how they change.
 
+use raft::INVALID_ID;
 use raft::eraftpb::{Entry as RaftEntry, EntryType};
 use streamgauge_storage::RaftIndex;
 
@@ -72,6 +73,20 @@ impl RaftGroup {
         let index = self.propose_entry(entry)?;
         self.step_under_way = Some((self.term(), index));
         Ok(())
+    }
+
+    /// A leader that is no member any more leads no more: one elected while the change that removes it was under
+    /// way. The crate would have it go on, and takes for granted that a leader is a member.
+    pub(super) fn leave_if_removed(&mut self) {
+        let raft = &self.raw.raft;
+        if !self.is_leader() || raft.prs().get(raft.id).is_some() {
+            return;
+        }
+        if let Some(successor) = self.successor() {
+            self.transfer_to(successor);
+        }
+        let term = self.raw.raft.term;
+        self.raw.raft.become_follower(term, INVALID_ID);
     }
 
     /// Whether that member, learner or not, is heard of and keeps up with the log.
