@@ -91,6 +91,8 @@ pub struct HardStates {
     directory: PathBuf,
     file: Arc<dyn DiskFile>,
     end: u64,
+    /// The end of the last record that has to be durable.
+    written: u64,
     /// Bytes of the records that count.
     live_bytes: u64,
     states: HashMap<GroupKey, SavedState>,
@@ -128,6 +130,7 @@ impl HardStates {
             directory: directory.to_owned(),
             file,
             end: 0,
+            written: 0,
             live_bytes: 0,
             states: HashMap::new(),
             durable: Arc::default(),
@@ -207,6 +210,11 @@ impl HardStates {
         Some(ticket.marking(Arc::clone(&self.durable), self.end))
     }
 
+    /// Whether all that was put is durable.
+    pub fn is_durable(&self) -> bool {
+        !self.dirty && self.durable_bytes() >= self.written
+    }
+
     fn durable_bytes(&self) -> u64 {
         self.durable.load(Ordering::Acquire)
     }
@@ -234,6 +242,7 @@ impl HardStates {
             .write_at(self.end, &[IoSlice::new(record)])
             .map_err(|error| StorageError::io("write", &self.directory.join(FILE_NAME), error))?;
         self.end += record.len() as u64;
+        self.written = self.end;
         self.dirty = true;
         Ok(())
     }
@@ -282,6 +291,7 @@ impl HardStates {
         self.disk.rename(&temporary, &path)?;
         self.file = file;
         self.end = bytes.len() as u64;
+        self.written = self.end;
         self.live_bytes = live_bytes;
         // Tickets for the old file are still under way.
         self.durable = Arc::new(AtomicU64::new(live_bytes));

@@ -74,13 +74,25 @@ impl Shard {
             self.next_recovery_points_ms = now_ms + RECOVERY_POINT_INTERVAL_MS;
             self.note_progress();
         }
-        if now_ms >= self.next_maintenance_ms {
+        if now_ms >= self.next_maintenance_ms && self.has_saved_all() {
             self.next_maintenance_ms = now_ms + self.settings.retention_check_interval_ms;
             let expiration_ms = self.settings.producer_expiration_ms;
             for partition in self.partitions.iter_mut().flatten() {
                 partition.maintain(now_ms, expiration_ms);
             }
         }
+    }
+
+    /// Whether all states of groups are durable; if not, they will be soon. The changes of membership in segments
+    /// that are removed are known from the saved states alone.
+    fn has_saved_all(&mut self) -> bool {
+        if let Some(ticket) = self.hard_states.sync_ticket()
+            && let Err(error) = ticket.run()
+        {
+            self.fail_all(&error.to_string());
+            return false;
+        }
+        self.hard_states.is_durable()
     }
 
     /// Says whether the partition stays awake.
