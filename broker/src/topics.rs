@@ -20,6 +20,8 @@ pub enum Slot {
     Elsewhere,
     /// A replica should be here and could not be opened.
     Offline,
+    /// As [`Self::Offline`], and it is known that its files are not what was written.
+    Damaged,
 }
 
 /// A topic with the handles of its partitions.
@@ -67,7 +69,7 @@ impl TopicHandle {
     pub fn partition(&self, index: i32) -> Option<PartitionHandle> {
         match self.slot(index)? {
             Slot::Here(partition) => Some(partition),
-            Slot::Elsewhere | Slot::Offline => None,
+            Slot::Elsewhere | Slot::Offline | Slot::Damaged => None,
         }
     }
 
@@ -76,7 +78,7 @@ impl TopicHandle {
         match self.slot(index) {
             Some(Slot::Here(partition)) => Ok(partition),
             Some(Slot::Elsewhere) => Err(ErrorCode::NotLeaderOrFollower),
-            Some(Slot::Offline) => Err(ErrorCode::KafkaStorageError),
+            Some(Slot::Offline | Slot::Damaged) => Err(ErrorCode::KafkaStorageError),
             None => Err(ErrorCode::UnknownTopicOrPartition),
         }
     }
@@ -88,8 +90,18 @@ impl TopicHandle {
             .iter()
             .filter_map(|slot| match slot {
                 Slot::Here(partition) => Some(partition.clone()),
-                Slot::Elsewhere | Slot::Offline => None,
+                Slot::Elsewhere | Slot::Offline | Slot::Damaged => None,
             })
+            .collect()
+    }
+
+    /// The partitions whose replica here is damaged.
+    pub fn damaged(&self) -> Vec<i32> {
+        let partitions = self.partitions.load();
+        let damaged = (0..).zip(partitions.iter());
+        damaged
+            .filter(|(_, slot)| matches!(slot, Slot::Damaged))
+            .map(|(index, _)| index)
             .collect()
     }
 

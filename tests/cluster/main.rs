@@ -3,6 +3,7 @@
 //! `CLUSTER_SECONDS=600` lets each history go on for so long with faults drawn from `CLUSTER_SEED`.
 
 mod aggregation;
+mod damage;
 mod faults;
 mod guide;
 mod links;

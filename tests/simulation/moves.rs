@@ -56,7 +56,7 @@ impl Moves {
         };
         for record in &self.records[..count] {
             match record {
-                Record::Reassigning(target) => topic.reassign(0, target.clone()),
+                Record::Reassigning(target) => topic.reassign(0, target.clone(), None),
                 Record::Reassigned(epoch) => topic.reassigned(0, *epoch),
             }
         }

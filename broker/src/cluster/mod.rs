@@ -2,6 +2,7 @@
 //!
 //! A broker alone is a cluster of one and takes the same paths; it has nobody to send to.
 
+pub mod damage;
 mod inbox;
 pub mod leaders;
 pub mod partition_request;

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use streamgauge_protocol::batch::{BatchIter, BatchRecords};
+use streamgauge_storage::StorageError;
 use tokio::sync::{Notify, oneshot, watch};
 use uuid::Uuid;
 
@@ -14,7 +15,7 @@ use super::writer::ControllerError;
 use crate::config::{BrokerConfig, BrokerLayers, TopicConfig};
 use crate::replication::membership::Target;
 use crate::replication::raft_id;
-use crate::shard::event::{Event, OpenPartition};
+use crate::shard::event::{Event, OpenPartition, OpenedPartition};
 use crate::shard::handle::{PartitionHandle, ShardHandle};
 use crate::shard::view::{PartitionKey, PartitionView};
 use crate::topics::{Slot, TopicHandle, TopicRegistry};
@@ -129,6 +130,15 @@ fn target_of(topic: &Topic, index: i32) -> Target {
     }
 }
 
+/// Why a partition stays closed.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum OpeningError {
+    #[error("the shard has stopped")]
+    NoShard,
+    #[error(transparent)]
+    Storage(#[from] StorageError),
+}
+
 /// A partition that is being opened.
 pub(super) struct Opening {
     topic: Arc<str>,
@@ -136,30 +146,28 @@ pub(super) struct Opening {
     /// The only replica is here.
     alone: bool,
     shard: Option<ShardHandle>,
-    answer: oneshot::Receiver<
-        Result<crate::shard::event::OpenedPartition, streamgauge_storage::StorageError>,
-    >,
+    answer: oneshot::Receiver<Result<OpenedPartition, StorageError>>,
 }
 
 impl Opening {
     /// The partition's handle, or the reason why it stays closed.
-    pub(super) async fn finish(self) -> Result<PartitionHandle, String> {
-        let shard = self.shard.ok_or("the broker has no shards")?;
-        match self.answer.await {
-            Ok(Ok(opened)) => Ok(PartitionHandle::new(shard, opened.id, opened.view)),
-            Ok(Err(error)) => Err(error.to_string()),
-            Err(_) => Err("the shard has stopped".into()),
-        }
+    pub(super) async fn finish(self) -> Result<PartitionHandle, OpeningError> {
+        let shard = self.shard.ok_or(OpeningError::NoShard)?;
+        let opened = self.answer.await.map_err(|_| OpeningError::NoShard)??;
+        Ok(PartitionHandle::new(shard, opened.id, opened.view))
     }
 
     /// As [`Self::finish`], but an error is logged and leaves the partition offline.
-    async fn finish_or_offline(self) -> Option<PartitionHandle> {
+    async fn finish_or_offline(self) -> Slot {
         let (topic, index) = (Arc::clone(&self.topic), self.key.index);
         match self.finish().await {
-            Ok(handle) => Some(handle),
+            Ok(handle) => Slot::Here(handle),
             Err(error) => {
                 tracing::error!(%topic, partition = index, %error, "partition is offline");
-                None
+                match error {
+                    OpeningError::Storage(StorageError::Corrupt(_)) => Slot::Damaged,
+                    _ => Slot::Offline,
+                }
             }
         }
     }
@@ -268,6 +276,7 @@ impl Applier {
                 topic_id,
                 partition,
                 target,
+                ..
             } => {
                 self.take_up(*topic_id, *partition, target).await;
                 None
@@ -379,17 +388,20 @@ impl Applier {
                 topic_id: topic.topic_id,
                 index,
             };
-            if replicas.is_some_and(|replicas| !replicas.contains(&self.placed.config.node_id))
-                && let Some(shard) = self.placed.shard(key)
-            {
-                let directory = self.placed.directory(&topic.name, index);
-                let epoch = topic.settled(index);
-                shard.send(Event::RemoveLeftovers {
-                    key,
-                    directory,
-                    epoch,
-                });
+            if replicas.is_some_and(|replicas| !replicas.contains(&self.placed.config.node_id)) {
+                self.remove_files(topic, key);
             }
+        }
+    }
+
+    /// The files of a replica that is not open, and is not wanted here any more.
+    fn remove_files(&self, topic: &Topic, key: PartitionKey) {
+        if let Some(shard) = self.placed.shard(key) {
+            shard.send(Event::RemoveLeftovers {
+                key,
+                directory: self.placed.directory(&topic.name, key.index),
+                epoch: topic.settled(key.index),
+            });
         }
     }
 
@@ -432,7 +444,7 @@ impl Applier {
         else {
             return;
         };
-        topic.reassign(index, target.to_vec());
+        topic.reassign(index, target.to_vec(), None);
         if let Some(partition) = handle.partition(index) {
             partition.assign(target_of(&topic, index));
             return;
@@ -446,11 +458,7 @@ impl Applier {
         let opening = self
             .placed
             .open(&handle.name, key, handle.config(), members);
-        let slot = match opening.finish_or_offline().await {
-            Some(partition) => Slot::Here(partition),
-            None => Slot::Offline,
-        };
-        handle.set_slot(index, slot);
+        handle.set_slot(index, opening.finish_or_offline().await);
     }
 
     /// A partition has its new replicas: the one here goes if it is none of them.
@@ -467,6 +475,9 @@ impl Applier {
         if let Some(partition) = partition {
             tracing::info!(topic = %handle.name, partition = index, "replica moved away");
             partition.delete(Some(topic.settled(index))).await;
+        } else {
+            // It could not be opened. The shard comes to this before it is asked to open another.
+            self.remove_files(&topic, PartitionKey { topic_id, index });
         }
     }
 
@@ -517,16 +528,12 @@ async fn finish(opening: Option<Opening>) -> Slot {
         return Slot::Elsewhere;
     };
     let alone = opening.alone;
-    match opening.finish_or_offline().await {
-        Some(handle) => {
-            if alone {
-                // Its leader is elected as soon as its first entry is synced.
-                wait_until_serving(&handle).await;
-            }
-            Slot::Here(handle)
-        }
-        None => Slot::Offline,
+    let slot = opening.finish_or_offline().await;
+    if let (true, Slot::Here(handle)) = (alone, &slot) {
+        // Its leader is elected as soon as its first entry is synced.
+        wait_until_serving(handle).await;
     }
+    slot
 }
 
 /// Waits until the partition's leader may answer: its term's first entry is committed, so the high

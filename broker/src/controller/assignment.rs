@@ -24,6 +24,8 @@ pub struct Reassignment {
     pub target: Vec<i32>,
     /// Those that it had before, and has again if the move is cancelled.
     pub previous: Vec<i32>,
+    /// Where it moves on to: a damaged replica goes, and comes again as a new one.
+    pub then: Option<Vec<i32>>,
 }
 
 impl Topic {
@@ -81,7 +83,7 @@ impl Topic {
     }
 
     /// Begins a move, or gives one that is under way another end.
-    pub fn reassign(&mut self, partition: i32, target: Vec<i32>) {
+    pub fn reassign(&mut self, partition: i32, target: Vec<i32>, then: Option<Vec<i32>>) {
         let Some(replicas) = usize::try_from(partition)
             .ok()
             .and_then(|at| self.partitions.get_mut(at))
@@ -102,7 +104,11 @@ impl Topic {
         // Whoever may have taken part stays until the group has said who does.
         let leaving = without(replicas, &target);
         *replicas = [target.clone(), leaving].concat();
-        moved.reassignment = Some(Reassignment { target, previous });
+        moved.reassignment = Some(Reassignment {
+            target,
+            previous,
+            then,
+        });
     }
 
     /// The move of that epoch has come to its end.
@@ -147,7 +153,7 @@ mod tests {
     fn a_move_has_all_replicas_until_it_is_done() {
         let mut topic = topic();
         assert_eq!(topic.target(1), (0, &[1, 2, 3][..]));
-        topic.reassign(1, vec![4, 3, 1]);
+        topic.reassign(1, vec![4, 3, 1], None);
         assert_eq!(topic.partitions[1], [4, 3, 1, 2]);
         assert_eq!((topic.adding(1), topic.removing(1)), (vec![4], vec![2]));
         assert_eq!(topic.target(1), (1, &[4, 3, 1][..]));
@@ -161,8 +167,8 @@ mod tests {
     #[test]
     fn a_move_that_is_given_another_end_forgets_nobody_who_may_take_part() {
         let mut topic = topic();
-        topic.reassign(1, vec![1, 2, 4]);
-        topic.reassign(1, vec![1, 2, 5]);
+        topic.reassign(1, vec![1, 2, 4], None);
+        topic.reassign(1, vec![1, 2, 5], None);
         assert_eq!(topic.partitions[1], [1, 2, 5, 4, 3]);
         assert_eq!(topic.adding(1), [5]);
         assert_eq!(topic.reassignment(1).unwrap().previous, [1, 2, 3]);

@@ -36,6 +36,13 @@ pub enum Command {
         partition: i32,
         epoch: u64,
     },
+    /// The files of that broker's replica are not what was written.
+    ReplicaDamaged {
+        #[serde(with = "base64")]
+        topic_id: Uuid,
+        partition: i32,
+        broker: i32,
+    },
     /// Which cluster is this?
     TellCluster,
     /// This is me, and here I am.
@@ -122,8 +129,16 @@ pub fn decide(image: &Image, command: Command) -> (Vec<MetadataRecord>, CommandA
             partition,
             epoch,
         } => {
-            let record = reassign::settled(image, topic_id, partition, epoch);
-            (record.into_iter().collect(), CommandAnswer::Done)
+            let records = reassign::settled(image, topic_id, partition, epoch);
+            (records, CommandAnswer::Done)
+        }
+        Command::ReplicaDamaged {
+            topic_id,
+            partition,
+            broker,
+        } => {
+            let records = reassign::replace(image, topic_id, partition, broker);
+            (records, CommandAnswer::Done)
         }
         Command::TellCluster => {
             let cluster_id = image.cluster_id().to_owned();

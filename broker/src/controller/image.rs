@@ -113,9 +113,10 @@ impl Image {
                 topic_id,
                 partition,
                 target,
+                then,
             } => {
                 if let Some(topic) = self.topic_mut(topic_id) {
-                    topic.reassign(partition, target);
+                    topic.reassign(partition, target, then);
                 }
             }
             MetadataRecord::PartitionReassigned {

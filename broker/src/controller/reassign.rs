@@ -2,6 +2,7 @@
 //! `ReplicationControlManager.alterPartitionReassignments`.
 
 use streamgauge_protocol::error::ErrorCode;
+use uuid::Uuid;
 
 use super::decide::{Placement, Refusal, check_replicas};
 use super::image::Image;
@@ -43,6 +44,7 @@ pub fn alter(
         topic_id,
         partition,
         target,
+        then: None,
     };
     let Some(target) = &wish.target else {
         return match moving {
@@ -73,27 +75,58 @@ pub fn alter(
 }
 
 /// Decides about a group that has the members of the assignment with that epoch.
-pub fn settled(
-    image: &Image,
-    topic_id: uuid::Uuid,
-    partition: i32,
-    epoch: u64,
-) -> Option<MetadataRecord> {
-    let topic = image.topic_by_id(topic_id)?;
-    let is_current = topic.target(partition).0 == epoch;
-    (is_current && topic.reassignment(partition).is_some()).then_some(
-        MetadataRecord::PartitionReassigned {
+pub fn settled(image: &Image, topic_id: Uuid, partition: i32, epoch: u64) -> Vec<MetadataRecord> {
+    let topic = image.topic_by_id(topic_id);
+    let Some(topic) = topic.filter(|topic| topic.target(partition).0 == epoch) else {
+        return Vec::new();
+    };
+    let Some(moving) = topic.reassignment(partition) else {
+        return Vec::new();
+    };
+    let done = MetadataRecord::PartitionReassigned {
+        topic_id,
+        partition,
+        epoch,
+    };
+    let next = moving
+        .then
+        .clone()
+        .map(|target| MetadataRecord::PartitionReassigning {
             topic_id,
             partition,
-            epoch,
-        },
-    )
+            target,
+            then: None,
+        });
+    std::iter::once(done).chain(next).collect()
+}
+
+/// Decides about a replica whose files are damaged. What it promised by vote and acknowledgement it has
+/// forgotten in part, so it must not pass for its former self: the group goes on without it, which takes a majority
+/// that holds all that is committed, and then takes it as a new one. The last replica stays as it is.
+pub fn replace(image: &Image, topic_id: Uuid, partition: i32, broker: i32) -> Vec<MetadataRecord> {
+    let Some(topic) = image.topic_by_id(topic_id) else {
+        return Vec::new();
+    };
+    let (_, replicas) = topic.target(partition);
+    let others: Vec<i32> = replicas
+        .iter()
+        .copied()
+        .filter(|id| *id != broker)
+        .collect();
+    let is_replica = others.len() < replicas.len();
+    if !is_replica || others.is_empty() || topic.reassignment(partition).is_some() {
+        return Vec::new();
+    }
+    vec![MetadataRecord::PartitionReassigning {
+        topic_id,
+        partition,
+        target: others,
+        then: Some(replicas.to_vec()),
+    }]
 }
 
 #[cfg(test)]
 mod tests {
-    use uuid::Uuid;
-
     use super::*;
 
     fn image() -> Image {
@@ -133,11 +166,41 @@ mod tests {
         let mut image = image();
         let records = decide(&image, Some(&[4, 2, 3])).unwrap();
         apply(&mut image, records);
-        assert!(settled(&image, Uuid::from_u128(4), 0, 0).is_none());
-        let done = settled(&image, Uuid::from_u128(4), 0, 1).unwrap();
-        image.apply(done);
+        assert_eq!(settled(&image, Uuid::from_u128(4), 0, 0), []);
+        let done = settled(&image, Uuid::from_u128(4), 0, 1);
+        apply(&mut image, done);
         assert_eq!(image.topic("t").unwrap().partitions[0], [4, 2, 3]);
-        assert!(settled(&image, Uuid::from_u128(4), 0, 1).is_none());
+        assert_eq!(settled(&image, Uuid::from_u128(4), 0, 1), []);
+    }
+
+    #[test]
+    fn a_damaged_replica_goes_and_comes_again() {
+        let mut image = image();
+        let id = Uuid::from_u128(4);
+        assert_eq!(replace(&image, id, 0, 4), [], "it has no such replica");
+        let records = replace(&image, id, 0, 2);
+        apply(&mut image, records);
+        assert_eq!(image.topic("t").unwrap().target(0), (1, &[1, 3][..]));
+        assert_eq!(replace(&image, id, 0, 2), [], "it is under way");
+        let records = settled(&image, id, 0, 1);
+        apply(&mut image, records);
+        let topic = image.topic("t").unwrap();
+        assert_eq!(topic.target(0), (2, &[1, 2, 3][..]), "as it was");
+        assert_eq!((topic.settled(0), topic.adding(0)), (1, vec![2]));
+        let records = settled(&image, id, 0, 2);
+        assert_eq!(records.len(), 1);
+        apply(&mut image, records);
+        assert!(image.topic("t").unwrap().reassignment(0).is_none());
+    }
+
+    #[test]
+    fn the_only_replica_is_not_given_up_for_its_damage() {
+        let mut image = image();
+        let records = decide(&image, Some(&[2])).unwrap();
+        apply(&mut image, records);
+        let records = settled(&image, Uuid::from_u128(4), 0, 1);
+        apply(&mut image, records);
+        assert_eq!(replace(&image, Uuid::from_u128(4), 0, 2), []);
     }
 
     #[test]

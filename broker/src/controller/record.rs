@@ -46,6 +46,9 @@ pub enum MetadataRecord {
         topic_id: Uuid,
         partition: i32,
         target: Vec<i32>,
+        /// The replicas that it is to have after those, at once.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        then: Option<Vec<i32>>,
     },
     /// A partition has the replicas that its reassignment of that epoch asked for.
     PartitionReassigned {

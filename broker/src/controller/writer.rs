@@ -88,7 +88,7 @@ async fn open_log(placed: &Placed) -> Result<PartitionHandle, ControllerError> {
         )
         .finish()
         .await
-        .map_err(ControllerError::Open)?;
+        .map_err(|error| ControllerError::Open(error.to_string()))?;
     if alone {
         wait_until_serving(&handle).await;
     }

@@ -2,7 +2,7 @@
 //! the world turns.
 
 use std::net::{Ipv4Addr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -22,7 +22,7 @@ use streamgauge::shard::handle::ShardHandle;
 use streamgauge_storage::StorageError;
 use streamgauge_storage::disk::Disk;
 use streamgauge_storage::disk::sim::SimDisk;
-use streamgauge_storage::log::SyncTicket;
+use streamgauge_storage::log::{Log, SyncTicket};
 use tokio::runtime::Runtime;
 use tokio::sync::{Notify, watch};
 
@@ -116,6 +116,21 @@ impl Node {
         let wall_ms = crate::world::WALL_START_MS + to_i64(now_ms) + self.skew_ms;
         host::set_clocks(wall_ms, to_i64(now_ms));
         wall_ms
+    }
+
+    /// Flips a bit of what is known to be synced in a partition's last file, if there is any.
+    pub fn damage(&self, partition: &str, place: u64) -> bool {
+        let directory = Path::new(DIRECTORY).join(partition);
+        let synced = Log::recovery_point(&self.disk, &directory);
+        let path = directory.join(format!("{:020}.log", synced.base_offset));
+        let there = self.disk.list(&directory).unwrap_or_default();
+        let is_there = there.iter().any(|name| path.ends_with(name));
+        if synced.position == 0 || !is_there {
+            return false;
+        }
+        self.disk
+            .flip_bit(&path, (place % (synced.position * 8)) as usize);
+        true
     }
 
     /// Starts the process. It serves when others let it.

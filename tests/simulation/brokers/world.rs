@@ -49,6 +49,8 @@ pub fn watch_panics() {
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct Tally {
     pub starts: u64,
+    /// Bits that flipped in logs.
+    pub damaged: u64,
     pub controllers: u64,
     pub topics: u64,
     pub generations: u64,
@@ -61,6 +63,7 @@ pub struct Tally {
 impl Tally {
     pub fn add(&mut self, other: &Tally) {
         self.starts += other.starts;
+        self.damaged += other.damaged;
         self.controllers += other.controllers;
         self.topics += other.topics;
         self.generations += other.generations;
@@ -101,6 +104,9 @@ pub struct World {
     /// Of all that was sent and when.
     digest: u64,
     last_controller: (i32, i32),
+    /// Whose disk may lose what was synced.
+    damaged_node: usize,
+    is_troubled: bool,
 }
 
 impl World {
@@ -115,6 +121,7 @@ impl World {
                 Node::new(index, count, skew_ms, network.clone())
             })
             .collect();
+        let damaged_node = random.below(count as u64) as usize;
         let clients = tokio::runtime::Builder::new_current_thread()
             .enable_time()
             .build()
@@ -134,6 +141,8 @@ impl World {
             tally: Tally::default(),
             digest: 0xcbf2_9ce4_8422_2325,
             last_controller: (-1, -1),
+            damaged_node,
+            is_troubled: false,
         }
     }
 
@@ -219,6 +228,7 @@ impl World {
     pub fn trouble(&mut self, duration_ms: u64) {
         let end = self.now_ms + duration_ms;
         self.network.set_unreliable(true);
+        self.is_troubled = true;
         while self.now_ms < end {
             self.pass();
             if self.random.one_in(250) {
@@ -232,6 +242,7 @@ impl World {
     pub fn settle(&mut self) {
         self.network.mend_links();
         self.network.set_unreliable(false);
+        self.is_troubled = false;
         for node in 0..self.nodes.len() {
             self.around[node].stopped_until = 0;
             let trouble = self.nodes[node].trouble;
@@ -273,6 +284,9 @@ impl World {
             world.images_differ().is_none()
         });
         self.until("all partitions are led", |world| world.unled().is_none());
+        self.until("all damaged replicas are replaced", |world| {
+            world.damaged().is_none()
+        });
         self.check_topics();
         let mut orders = Vec::new();
         for partition in 0..windows::SOURCE_PARTITIONS {
@@ -447,6 +461,11 @@ impl World {
             ..Circumstances::default()
         };
         self.tally.starts += 1;
+        // Always the same broker's disk: the others' replicas are a majority.
+        let may_be_damaged = self.nodes.len() > 2 && node == self.damaged_node;
+        if may_be_damaged && self.is_troubled && self.random.one_in(3) {
+            self.damage(node);
+        }
         let started = self.nodes[node].start(self.now_ms, seed);
         if let Err(error) = started {
             assert!(
@@ -456,6 +475,20 @@ impl World {
             );
             self.nodes[node].stop();
             self.around[node].down_until = Some(self.now_ms + 1_000);
+        }
+    }
+
+    /// A bit flips in what is known to be synced of a log.
+    fn damage(&mut self, node: usize) {
+        let (topic, partitions) = match self.random.below(3) {
+            0 => (windows::SOURCE, windows::SOURCE_PARTITIONS),
+            1 => (windows::DERIVED, windows::DERIVED_PARTITIONS),
+            _ => (GROUP_METADATA_TOPIC, OFFSETS_PARTITIONS),
+        };
+        let partition = self.random.below(partitions.unsigned_abs().into());
+        let place = self.random.number();
+        if self.nodes[node].damage(&format!("{topic}-{partition}"), place) {
+            self.tally.damaged += 1;
         }
     }
 
@@ -628,8 +661,11 @@ impl World {
                 let is_open = handle
                     .as_ref()
                     .is_some_and(|handle| handle.partition(index).is_some());
+                let is_damaged = handle
+                    .as_ref()
+                    .is_some_and(|handle| handle.damaged().contains(&index));
                 assert!(
-                    is_open,
+                    is_open || is_damaged,
                     "broker {} shows {}-{index}, which is not open",
                     broker.id(),
                     topic.name
@@ -683,6 +719,23 @@ impl World {
                 payload.iter().for_each(|byte| fold(u64::from(*byte)))
             }
         }
+    }
+
+    /// A replica that is not what it was, or a move that is not over.
+    fn damaged(&self) -> Option<String> {
+        self.brokers().find_map(|broker| {
+            let damaged = broker.topics.all().into_iter().find_map(|topic| {
+                let index = topic.damaged().first().copied()?;
+                Some(format!("{}-{index} of {}", topic.name, broker.id()))
+            });
+            let moving = broker.controller.read(|image| {
+                let moving = image
+                    .topics()
+                    .find(|topic| topic.reassignments().next().is_some())?;
+                Some(format!("{} moves", moving.name))
+            });
+            damaged.or(moving)
+        })
     }
 
     fn images_differ(&self) -> Option<String> {
