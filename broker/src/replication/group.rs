@@ -155,16 +155,25 @@ impl RaftGroup {
         if !membership.is_sole_voter(raft_id) {
             return Ok(known);
         }
-        // Raft hands out again what changes the membership, and all that follows.
+        // Raft hands out again what changes the membership or the log's start, and all that follows.
         let mut from = RaftIndex(known.0 + 1);
         while from <= last {
             let end = RaftIndex(last.0.min(from.0 + STUBS_AT_ONCE_MAX) + 1);
             let stubs = log.entry_stubs(from, end)?;
             let changes = stubs.iter().find(|stub| {
-                let kind = stub.internal.as_ref().map(|(kind, _)| *kind);
-                let kind = kind.and_then(InternalKind::from_byte);
-                matches!(kind, Some(InternalKind::ConfChange | InternalKind::Settled))
-                    && stub.index.0 > membership.index
+                let (kind, payload) = match &stub.internal {
+                    Some((kind, payload)) => (InternalKind::from_byte(*kind), payload),
+                    None => return false,
+                };
+                match kind {
+                    Some(InternalKind::ConfChange | InternalKind::Settled) => {
+                        stub.index.0 > membership.index
+                    }
+                    Some(InternalKind::LogStart) => payload
+                        .first_chunk()
+                        .is_some_and(|offset| i64::from_be_bytes(*offset) > log.log_start_offset()),
+                    _ => false,
+                }
             });
             if let Some(change) = changes {
                 return Ok(RaftIndex(change.index.0 - 1));
