@@ -331,6 +331,12 @@ impl RaftGroup {
         if kind == MessageType::MsgTimeoutNow && !self.may_campaign() {
             return Ok(());
         }
+        let asks_for_vote = [MessageType::MsgRequestVote, MessageType::MsgRequestPreVote];
+        if asks_for_vote.contains(&kind) && self.membership().is_joining() {
+            // Who asks may count it as its former self, whose log could have refused: with the votes of
+            // such, members of an old membership would elect one that lacks what is committed since.
+            return Ok(());
+        }
         if kind == MessageType::MsgAppend && !has_sound_batches(&message) {
             // Damaged on its way; the leader sends it again.
             tracing::warn!("damaged records from another broker were refused");

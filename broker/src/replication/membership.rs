@@ -41,7 +41,7 @@ impl Membership {
     }
 
     /// Whether the log still has to tell that this replica was away. Memberships before that may
-    /// name it, alone even, and mean another: it must not stand for election.
+    /// name it, alone even, and mean another: it must not stand for election, nor vote.
     pub fn is_joining(&self) -> bool {
         self.settled < self.joins_after
     }
