@@ -70,8 +70,9 @@ enum Content {
     Pulse(Mark),
 }
 
-/// Two election timeouts, and what a leader that rests takes to notice, in ticks.
-const CUT_OFF_TICKS_MAX: u64 = 24;
+/// Two election timeouts, one more if a leader begins to hand over meanwhile, which sets its clock back, and what one that
+/// rests takes to notice, in ticks.
+const CUT_OFF_TICKS_MAX: u64 = 34;
 
 /// Messages under way beyond which new ones are lost: a queue that is full.
 const NETWORK_MAX: usize = 2_000;
