@@ -1,0 +1,212 @@
+//! Appends: what is checked before a batch is proposed, and when its producer is answered.
+
+use std::collections::VecDeque;
+
+use streamgauge_protocol::batch::validate::with_timestamps;
+use streamgauge_protocol::batch::{BatchHeader, StampedBatch, TimestampType as BatchTimestampType};
+use streamgauge_storage::RaftIndex;
+use streamgauge_storage::producer_state::{
+    AppendOrigin, ProducerBatch, ProducerStateError, Verdict,
+};
+
+use super::{EARLIER_FAILURE, Life, Partition, Pending};
+use crate::config::{TimestampType, TopicConfig};
+use crate::replication::group::{GroupError, RaftGroup};
+use crate::shard::event::{Acks, Append, AppendError, Appended};
+
+impl Partition {
+    /// Takes one batch: gives it its offset and epoch and proposes it. Answers at once if it is
+    /// refused or a duplicate of what is committed; else the answer comes with `acks`.
+    pub fn append(&mut self, append: Append, now_ms: i64) {
+        let Append {
+            batch,
+            acks,
+            wait_ms_max,
+            reply,
+        } = append;
+        // A client that has gone away does not want to know.
+        match self.propose(batch, acks, now_ms) {
+            Err(error) => drop(reply.send(Err(error))),
+            Ok(Proposed::Done(appended)) => drop(reply.send(Ok(appended))),
+            Ok(Proposed::AtCommit { index, appended }) => match acks {
+                // Who wants no answer is told all the same: silence would be taken for an error,
+                // and the connection closed.
+                Acks::None | Acks::Leader => self.unwritten.push((appended, reply)),
+                Acks::All => self.pending.push_back(Pending {
+                    index,
+                    appended,
+                    deadline_ms: now_ms.saturating_add(wait_ms_max),
+                    reply,
+                }),
+            },
+        }
+    }
+
+    fn propose(
+        &mut self,
+        batch: bytes::Bytes,
+        acks: Acks,
+        now_ms: i64,
+    ) -> Result<Proposed, AppendError> {
+        let Life::Running(group) = &mut self.life else {
+            return Err(AppendError::Storage(EARLIER_FAILURE.to_owned()));
+        };
+        // A handover refuses before the producer is checked: of the batches that it has sent one after
+        // the other, the first would be refused for that, the next for the gap that this left, and a
+        // client that hears of a gap may begin a new epoch, in which duplicates are not known.
+        if !self.leads || !group.may_serve() || group.is_handing_over() {
+            return Err(AppendError::NotLeader);
+        }
+        let wanted = replicas_wanted(&self.config, group);
+        if acks == Acks::All && wanted > 1 {
+            let in_sync = group.in_sync_count();
+            if in_sync < wanted {
+                return Err(AppendError::NotEnoughReplicas { in_sync, wanted });
+            }
+        }
+        let leader_epoch = group.term().leader_epoch();
+        let append_time = self.config.message_timestamp_type == TimestampType::LogAppendTime;
+        let batch = if append_time {
+            with_timestamps(&batch, BatchTimestampType::LogAppendTime, now_ms)
+                .map_err(|error| AppendError::InvalidRecord(error.to_string()))?
+        } else {
+            batch
+        };
+        let header = BatchHeader::parse(&batch)
+            .map_err(|error| AppendError::InvalidRecord(error.to_string()))?;
+        let log_append_time_ms = if append_time { now_ms } else { -1 };
+        let log_start_offset = self.view.log_start_offset();
+        let placed = |base_offset, last_offset| Appended {
+            base_offset,
+            last_offset,
+            log_append_time_ms,
+            log_start_offset,
+            leader_epoch,
+        };
+        // A client cannot send a control batch, so there is no marker to read.
+        let base_offset = self.next_offset;
+        let placed_header = BatchHeader {
+            base_offset,
+            partition_leader_epoch: leader_epoch,
+            ..header
+        };
+        let from_producer = ProducerBatch::from_header(&placed_header, None);
+        if let Some(batch) = &from_producer {
+            match self.producers.check(batch, AppendOrigin::Client) {
+                Verdict::Append => {}
+                Verdict::Duplicate(original) => {
+                    let appended = placed(original.base_offset, original.last_offset);
+                    if acks == Acks::All && wanted > group.majority() {
+                        // Committed, and perhaps not yet where the setting wants it.
+                        let index = RaftIndex(group.next_index().0 - 1);
+                        return Ok(Proposed::AtCommit { index, appended });
+                    }
+                    return Ok(Proposed::Done(appended));
+                }
+                Verdict::DuplicateInFlight(original) => {
+                    return Ok(Proposed::AtCommit {
+                        // The original's entry is at or before the last proposed one.
+                        index: RaftIndex(group.next_index().0 - 1),
+                        appended: placed(original.base_offset, original.last_offset),
+                    });
+                }
+                Verdict::Error(error) => return Err(error.into()),
+            }
+        }
+        let stamped = StampedBatch::stamp(batch, base_offset, leader_epoch)
+            .map_err(|error| AppendError::InvalidRecord(error.to_string()))?;
+        let index = group.propose(stamped)?;
+        if let Some(batch) = from_producer {
+            self.producers.append_in_flight(batch);
+        }
+        self.next_offset = placed_header.next_offset();
+        self.unsynced_messages += u64::from(header.records_count.unsigned_abs());
+        Ok(Proposed::AtCommit {
+            index,
+            appended: placed(base_offset, placed_header.last_offset()),
+        })
+    }
+
+    /// Answers the appends that are committed and held by as many replicas as the topic wants.
+    pub(super) fn answer_held(&mut self) {
+        let Life::Running(group) = &self.life else {
+            return;
+        };
+        if self.pending.is_empty() {
+            return;
+        }
+        let committed = group.committed();
+        let wanted = replicas_wanted(&self.config, group);
+        // A majority holds whatever is committed.
+        let majority_will_do = wanted <= group.majority();
+        while let Some(pending) = self.pending.pop_front_if(|pending| {
+            pending.index <= committed
+                && (majority_will_do || group.holders_count(pending.index) >= wanted)
+        }) {
+            drop(pending.reply.send(Ok(pending.appended)));
+        }
+    }
+
+    /// Answers the appends that have waited as long as their clients do, and those for which there
+    /// are too few replicas now. What is written stays written.
+    pub(super) fn refuse_overdue(&mut self, now_ms: i64) {
+        let Life::Running(group) = &self.life else {
+            return;
+        };
+        if self.pending.is_empty() {
+            return;
+        }
+        let committed = group.committed();
+        let wanted = replicas_wanted(&self.config, group);
+        let too_few = wanted > 1 && group.in_sync_count() < wanted;
+        let mut waiting = VecDeque::with_capacity(self.pending.len());
+        for pending in self.pending.drain(..) {
+            let is_committed = pending.index <= committed;
+            let error = if is_committed && (too_few || pending.deadline_ms <= now_ms) {
+                AppendError::NotEnoughReplicasAfterAppend { wanted }
+            } else if pending.deadline_ms <= now_ms {
+                AppendError::TimedOut
+            } else {
+                waiting.push_back(pending);
+                continue;
+            };
+            drop(pending.reply.send(Err(error)));
+        }
+        self.pending = waiting;
+    }
+}
+
+enum Proposed {
+    Done(Appended),
+    AtCommit {
+        index: RaftIndex,
+        appended: Appended,
+    },
+}
+
+impl From<ProducerStateError> for AppendError {
+    fn from(error: ProducerStateError) -> Self {
+        let text = error.to_string();
+        match error {
+            ProducerStateError::OutOfOrderSequence { .. }
+            | ProducerStateError::NewEpochNotAtZero { .. } => Self::OutOfOrderSequence(text),
+            _ => Self::InvalidProducerEpoch(text),
+        }
+    }
+}
+
+impl From<GroupError> for AppendError {
+    fn from(error: GroupError) -> Self {
+        match error {
+            GroupError::NotLeader => Self::NotLeader,
+            other => Self::Storage(other.to_string()),
+        }
+    }
+}
+
+/// How many replicas must be in sync, and hold a batch, for `acks=all`: no more than there are.
+fn replicas_wanted(config: &TopicConfig, group: &RaftGroup) -> usize {
+    usize::try_from(config.min_insync_replicas)
+        .unwrap_or(1)
+        .min(group.voters_count())
+}
