@@ -229,6 +229,7 @@ impl World {
             config: Arc::clone(&topic.config),
             founders: topic.moves.founders().to_vec(),
             target: topic.moves.target_known_to(node),
+            may_be_removed: true,
             reply,
         }));
         self.handle(node, event);

@@ -80,6 +80,7 @@ impl Placed {
             config,
             founders: members.founders,
             target: members.target,
+            may_be_removed: members.may_be_removed,
             reply,
         })));
         Opening {
@@ -97,21 +98,31 @@ pub(super) struct Members {
     /// The brokers that it was founded with.
     pub founders: Vec<i32>,
     pub target: Target,
+    may_be_removed: bool,
 }
 
 impl Members {
-    /// Of a group that keeps the members that it is founded with.
-    pub fn of_founders(founders: Vec<i32>) -> Self {
+    /// Of a partition that has not moved.
+    fn of_founders(founders: Vec<i32>) -> Self {
         Self {
             founders,
             target: Target::default(),
+            may_be_removed: true,
+        }
+    }
+
+    /// Of the metadata log, which every broker follows that is once registered.
+    pub fn of_the_metadata(founders: Vec<i32>) -> Self {
+        Self {
+            may_be_removed: false,
+            ..Self::of_founders(founders)
         }
     }
 
     fn of(topic: &Topic, index: i32) -> Self {
         Self {
-            founders: topic.founders(index).to_vec(),
             target: target_of(topic, index),
+            ..Self::of_founders(topic.founders(index).to_vec())
         }
     }
 

@@ -84,7 +84,7 @@ async fn open_log(placed: &Placed) -> Result<PartitionHandle, ControllerError> {
             &Arc::from(METADATA_TOPIC),
             key,
             config,
-            Members::of_founders(voters),
+            Members::of_the_metadata(voters),
         )
         .finish()
         .await

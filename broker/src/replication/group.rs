@@ -25,6 +25,7 @@ use super::membership::{Membership, Target};
 use super::raft_logger;
 use super::start_here::{StartHere, StartHereError};
 
+mod assignment;
 mod members;
 mod rest;
 
@@ -137,6 +138,8 @@ pub struct RaftGroup {
     target: Target,
     /// The entry of the last step towards it, and its term.
     step_under_way: Option<(Term, RaftIndex)>,
+    /// The last assignment that does not end this replica; `None` if none does, see [`assignment`].
+    lasts_through: Option<u64>,
     rest: rest::Rest,
 }
 
@@ -246,6 +249,7 @@ impl RaftGroup {
             drawn_for: (0, StateRole::Follower),
             target: Target::default(),
             step_under_way: None,
+            lasts_through: None,
             rest: rest::Rest::default(),
         };
         group.draw_election_timeout();
@@ -321,6 +325,9 @@ impl RaftGroup {
     /// After an error the replica is not fit to take part: it has lost entries that it had
     /// acknowledged, or holds others than the group.
     pub fn step(&mut self, mut message: Message) -> Result<(), GroupError> {
+        if self.is_of_another_replica(&mut message) {
+            return Ok(());
+        }
         let last = self.raw.raft.raft_log.last_index();
         let (kind, from, term) = (message.get_msg_type(), message.from, message.term);
         let mark = self.take_mark(&mut message);
@@ -581,6 +588,8 @@ impl RaftGroup {
         let mut after_sync = ready.take_persisted_messages();
         self.mark_messages(&mut progress.messages);
         self.mark_messages(&mut after_sync);
+        self.stamp_messages(&mut progress.messages);
+        self.stamp_messages(&mut after_sync);
         if ready.snapshot().get_metadata().index > 0 {
             let start = self.start_anew(ready.snapshot(), now_ms)?;
             progress.membership_changed = true;

@@ -409,11 +409,15 @@ impl Shard {
             config,
             founders,
             target,
+            may_be_removed,
             reply,
         } = open;
         let id = PartitionId(u32::try_from(self.partitions.len()).unwrap_or(u32::MAX));
         let result = self.start_partition(key, topic, directory, config, &founders, now_ms);
         let opened = result.map(|mut partition| {
+            if may_be_removed {
+                partition.may_be_removed();
+            }
             partition.aim_at(target);
             self.by_key.insert(key, id);
             let view = Arc::clone(&partition.view);

@@ -88,6 +88,8 @@ pub struct OpenPartition {
     pub founders: Vec<i32>,
     /// The members that the group is to have now.
     pub target: Target,
+    /// Assignments that leave this broker out remove the replica.
+    pub may_be_removed: bool,
     pub reply: oneshot::Sender<Result<OpenedPartition, StorageError>>,
 }
 

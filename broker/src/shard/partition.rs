@@ -86,6 +86,8 @@ pub struct Partition {
     /// Led from here, and the answers that wait are this leader's.
     leads: bool,
     target: Target,
+    /// See [`RaftGroup::may_be_removed`].
+    may_be_removed: bool,
     life: Life,
     incarnation: u32,
     producers: ProducerState,
@@ -135,6 +137,7 @@ impl Partition {
             is_preferred,
             leads: false,
             target: Target::default(),
+            may_be_removed: false,
             life: Life::Running(Box::new(group)),
             incarnation: 0,
             producers,
@@ -172,6 +175,14 @@ impl Partition {
             Life::Running(group) => Some(group.log_mut()),
             Life::Suspended { parts, .. } => Some(&mut parts.log),
             Life::Failed | Life::Moving => None,
+        }
+    }
+
+    /// Assignments that leave this broker out remove the replica.
+    pub fn may_be_removed(&mut self) {
+        self.may_be_removed = true;
+        if let Life::Running(group) = &mut self.life {
+            group.may_be_removed();
         }
     }
 

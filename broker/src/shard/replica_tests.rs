@@ -10,11 +10,13 @@ use uuid::Uuid;
 
 use super::core::{Shard, ShardSettings};
 use super::event::{
-    Acks, Append, AppendError, Appended, Effect, Event, OpenPartition, PartitionId,
+    Acks, Append, AppendError, Appended, Effect, Event, OpenPartition, OpenedPartition, PartitionId,
 };
 use super::view::{PartitionKey, PartitionView};
 use crate::config::{ConfigLoader, TopicConfig};
+use crate::peers::GroupMessage;
 use crate::replication::membership::Target;
+use crate::replication::raft_id;
 
 const NODES: i32 = 3;
 
@@ -31,7 +33,10 @@ struct Node {
 struct Trio {
     nodes: Vec<Node>,
     now_ms: i64,
-    _directory: tempfile::TempDir,
+    /// By whom, to whom and what so far.
+    sent: Vec<(i32, i32, GroupMessage)>,
+    directory: tempfile::TempDir,
+    config: Arc<TopicConfig>,
 }
 
 impl Trio {
@@ -48,7 +53,9 @@ impl Trio {
         let mut trio = Self {
             nodes,
             now_ms: 0,
-            _directory: directory,
+            sent: Vec::new(),
+            directory,
+            config,
         };
         trio.run(3_000);
         assert!(
@@ -88,6 +95,9 @@ impl Trio {
                 let outbox = node.shard.take_outbox();
                 let marks = node.shard.take_pulses();
                 if !node.is_cut_off {
+                    let copies = outbox.iter().cloned();
+                    self.sent
+                        .extend(copies.map(|(to, message)| (broker, to, message)));
                     sent.extend(outbox);
                     pulses.extend(marks.into_iter().map(|(to, mark)| (to, broker, mark)));
                 }
@@ -129,6 +139,32 @@ impl Trio {
         panic!("{} replicas do not rest", self.awake());
     }
 
+    /// That broker hears what members the group is to have.
+    fn assign(&mut self, node: i32, epoch: u64, brokers: &[i32]) {
+        let now_ms = self.now_ms;
+        let node = &mut self.nodes[usize::try_from(node).unwrap()];
+        let (partition, target) = (node.id, target(epoch, brokers));
+        node.shard
+            .handle(Event::Assign { partition, target }, now_ms);
+    }
+
+    /// That broker hears that its replica is out since that epoch, and then that it is wanted again.
+    fn replace(&mut self, node: i32, out_since: u64, epoch: u64, brokers: &[i32]) {
+        let now_ms = self.now_ms;
+        let directory = self.directory.path().join(node.to_string());
+        let node = &mut self.nodes[usize::try_from(node).unwrap()];
+        let (reply, _done) = oneshot::channel();
+        let removal = Event::Delete {
+            partition: node.id,
+            lives_on: Some(out_since),
+            reply,
+        };
+        node.shard.handle(removal, now_ms);
+        let target = target(epoch, brokers);
+        let opened = open(&mut node.shard, &directory, &self.config, target, now_ms);
+        (node.id, node.view) = (opened.id, opened.view);
+    }
+
     fn is_served_by(&self, node: usize) -> bool {
         self.nodes[node].view.is_serving()
     }
@@ -162,6 +198,22 @@ fn start_node(directory: &std::path::Path, node: i32, config: &Arc<TopicConfig>)
         seed: 7 + u64::from(node.unsigned_abs()),
     };
     let mut shard = Shard::open(settings, Arc::new(RealDisk), 0).unwrap();
+    let opened = open(&mut shard, directory, config, Target::default(), 0);
+    Node {
+        shard,
+        id: opened.id,
+        view: opened.view,
+        is_cut_off: false,
+    }
+}
+
+fn open(
+    shard: &mut Shard,
+    directory: &std::path::Path,
+    config: &Arc<TopicConfig>,
+    target: Target,
+    now_ms: i64,
+) -> OpenedPartition {
     let (reply, mut opened) = oneshot::channel();
     let open = OpenPartition {
         key: PartitionKey {
@@ -172,17 +224,93 @@ fn start_node(directory: &std::path::Path, node: i32, config: &Arc<TopicConfig>)
         directory: PathBuf::from(directory).join("t-0"),
         config: Arc::clone(config),
         founders: (0..NODES).collect(),
-        target: Target::default(),
+        target,
+        may_be_removed: true,
         reply,
     };
-    shard.handle(Event::Open(Box::new(open)), 0);
-    let opened = opened.try_recv().unwrap().unwrap();
-    Node {
-        shard,
-        id: opened.id,
-        view: opened.view,
-        is_cut_off: false,
+    shard.handle(Event::Open(Box::new(open)), now_ms);
+    opened.try_recv().unwrap().unwrap()
+}
+
+fn target(epoch: u64, brokers: &[i32]) -> Target {
+    Target {
+        epoch,
+        voters: brokers.iter().map(|broker| raft_id(*broker)).collect(),
+        learners: Vec::new(),
     }
+}
+
+/// It is the last to hear that it was out and is in again: its former self is not counted on meanwhile.
+#[test]
+fn a_replica_that_is_about_to_be_removed_stands_in_for_no_later_one() {
+    for hears_of_the_first in [false, true] {
+        let mut trio = Trio::start(1);
+        assert!(trio.append(Acks::All, 1_000).try_recv().unwrap().is_ok());
+        for node in [0, 1] {
+            trio.assign(node, 1, &[0, 1]);
+        }
+        if hears_of_the_first {
+            trio.assign(2, 1, &[0, 1]);
+        }
+        trio.run(2_000);
+        assert_eq!(trio.nodes[0].view.settled(), 1);
+        for node in [0, 1] {
+            trio.assign(node, 2, &[0, 1, 2]);
+        }
+        assert!(trio.append(Acks::All, 1_000).try_recv().unwrap().is_ok());
+        trio.run(2_000);
+        assert_eq!(*trio.nodes[0].view.in_sync(), [0, 1]);
+        assert_eq!(trio.nodes[0].view.settled(), 1);
+        trio.replace(2, 1, 2, &[0, 1, 2]);
+        trio.run(3_000);
+        assert_eq!(*trio.nodes[0].view.in_sync(), [0, 1, 2]);
+        assert_eq!(trio.nodes[0].view.settled(), 2);
+        assert_eq!(trio.nodes[2].view.high_watermark(), 2);
+        // It can be counted on.
+        trio.nodes[1].is_cut_off = true;
+        assert!(trio.append(Acks::All, 1_000).try_recv().unwrap().is_ok());
+    }
+}
+
+/// An acknowledgement of a replica that has been removed since comes late.
+#[test]
+fn what_a_removed_replica_said_does_not_count_for_its_successor() {
+    let mut trio = Trio::start(1);
+    assert!(trio.append(Acks::All, 1_000).try_recv().unwrap().is_ok());
+    for node in [0, 1, 2] {
+        trio.assign(node, 1, &[0, 1]);
+    }
+    trio.run(2_000);
+    assert_eq!(trio.nodes[0].view.settled(), 1);
+    trio.replace(2, 1, 2, &[0, 1, 2]);
+    trio.nodes[2].is_cut_off = true;
+    for node in [0, 1] {
+        trio.assign(node, 2, &[0, 1, 2]);
+    }
+    trio.run(500);
+    let said = trio
+        .sent
+        .iter()
+        .filter(|(from, to, _)| (*from, *to) == (2, 0));
+    let messages = said.map(|(_, _, message)| message.clone()).collect();
+    trio.nodes[0]
+        .shard
+        .handle(Event::Raft { messages }, trio.now_ms);
+    let (reply, mut positions) = oneshot::channel();
+    let partition = trio.nodes[0].id;
+    let ask = Event::Replicas { partition, reply };
+    trio.nodes[0].shard.handle(ask, trio.now_ms);
+    let positions = positions.try_recv().unwrap().unwrap();
+    let held: Vec<(i32, bool)> = positions
+        .iter()
+        .map(|position| (position.broker, position.log_end_offset > 0))
+        .collect();
+    assert_eq!(held, [(0, true), (1, true), (2, false)]);
+    trio.nodes[2].is_cut_off = false;
+    trio.run(3_000);
+    assert_eq!(*trio.nodes[0].view.in_sync(), [0, 1, 2]);
+    trio.nodes[1].is_cut_off = true;
+    assert!(trio.append(Acks::All, 1_000).try_recv().unwrap().is_ok());
 }
 
 #[test]

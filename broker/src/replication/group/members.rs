@@ -31,6 +31,7 @@ impl RaftGroup {
     pub fn aim_at(&mut self, target: Target) {
         if target.epoch > self.target.epoch {
             self.target = target;
+            self.assigned();
         }
     }
 

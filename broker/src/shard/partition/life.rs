@@ -110,6 +110,9 @@ impl Partition {
         };
         match RaftGroup::start(self.raft_id, *parts, self.seed) {
             Ok(mut group) => {
+                if self.may_be_removed {
+                    group.may_be_removed();
+                }
                 group.aim_at(self.target.clone());
                 // Whether it can write is seen when it writes its term's first entry.
                 let committed = group.committed();
