@@ -1,9 +1,11 @@
 //! What happens to a cluster while clients write and read.
 
-use std::thread;
 use std::time::{Duration, Instant};
+use std::{fs, thread};
 
 use streamgauge_tests::cluster::{Cluster, Cut, NODES};
+use streamgauge_tests::process::poll;
+use streamgauge_tests::small_disk;
 
 use crate::workload::{Clients, PARTITIONS, TOPIC, Workload};
 
@@ -13,6 +15,10 @@ const PAUSE_TIME: Duration = Duration::from_secs(5);
 const CUT_TIME: Duration = Duration::from_secs(6);
 const SLOW_TIME: Duration = Duration::from_secs(3);
 const DELAY: Duration = Duration::from_millis(100);
+const FULL_TIME: Duration = Duration::from_secs(3);
+const FULL_TIME_MAX: Duration = Duration::from_secs(20);
+/// More than any small disk has.
+const FILL_BYTES_MAX: usize = 1 << 30;
 const MOVE_TIME_MAX: Duration = Duration::from_secs(30);
 const IN_SYNC_TIME_MAX: Duration = Duration::from_secs(30);
 
@@ -36,9 +42,30 @@ pub enum Fault {
     MoveLeader,
     /// kill -9 of the leader while its replica goes.
     MoveAndKillLeader,
+    /// All links of one follower are slow.
+    SlowFollower,
+    /// SIGSTOP of a follower for some seconds.
+    PauseFollower,
+    /// The links between the leader and one other broker, in one direction: as the leader would be cut off.
+    PartLeaderOneWay(Cut),
+    /// kill -9 of another broker while the leader is cut off, and a new start before that is over.
+    CutOffLeaderAndKill,
+    /// SIGTERM and a new start, one broker after the other.
+    RollingRestart,
+    /// The leader's disk is full for some seconds; the disks must be small.
+    FillLeader,
+    /// kill -9 of the leader while its disk is full, and a new start on the full disk.
+    FillAndKillLeader,
 }
 
-const ALL: [Fault; 12] = [
+/// Those that any cluster can suffer.
+pub const ALL: [Fault; 18] = [
+    Fault::SlowFollower,
+    Fault::PauseFollower,
+    Fault::PartLeaderOneWay(Cut::Outbound),
+    Fault::PartLeaderOneWay(Cut::Inbound),
+    Fault::CutOffLeaderAndKill,
+    Fault::RollingRestart,
     Fault::MoveLeader,
     Fault::MoveAndKillLeader,
     Fault::KillLeader,
@@ -53,17 +80,22 @@ const ALL: [Fault; 12] = [
     Fault::StopLeader,
 ];
 
-/// Lets clients write and read through these faults, and through drawn ones as long as `CLUSTER_SECONDS` says; then
-/// checks their history.
+/// Lets clients write and read through these faults, and through some drawn of [`ALL`] as long as `CLUSTER_SECONDS` says;
+/// then checks their history.
 pub fn go_through(name: &str, clients: Clients, faults: &[Fault]) {
     let mut cluster = Cluster::start(name);
-    let Some(mut workload) = Workload::start(&cluster, clients) else {
+    send_through(&mut cluster, clients, faults, &ALL);
+}
+
+/// As [`go_through`], with a cluster that is there, and other faults to draw from.
+pub fn send_through(cluster: &mut Cluster, clients: Clients, faults: &[Fault], more: &[Fault]) {
+    let Some(mut workload) = Workload::start(cluster, clients.chosen()) else {
         return;
     };
     let begun = Instant::now();
     for (round, fault) in faults.iter().enumerate() {
         let partition = round as i32 % PARTITIONS;
-        fault.happen(partition, &mut cluster, &mut workload);
+        fault.happen(partition, cluster, &mut workload);
     }
     let time = Duration::from_secs(number_from_environment("CLUSTER_SECONDS").unwrap_or(0));
     let mut random = number_from_environment("CLUSTER_SEED").unwrap_or(1);
@@ -72,11 +104,12 @@ pub fn go_through(name: &str, clients: Clients, faults: &[Fault]) {
         random = random
             .wrapping_mul(6_364_136_223_846_793_005)
             .wrapping_add(1);
-        let fault = ALL[(random >> 33) as usize % ALL.len()];
+        let fault = more[(random >> 33) as usize % more.len()];
         let partition = (random >> 50) as i32 % PARTITIONS;
-        fault.happen(partition, &mut cluster, &mut workload);
+        fault.happen(partition, cluster, &mut workload);
     }
-    workload.finish(&mut cluster);
+    assert_eq!(cluster.bypasses(), []);
+    workload.finish(cluster);
 }
 
 impl Fault {
@@ -154,6 +187,62 @@ impl Fault {
                 workload.wait_until_written(&what);
                 workload.write_until(begun, CUT_TIME);
                 cluster.heal();
+            }
+            Self::SlowFollower => {
+                cluster.slow_down(follower, DELAY);
+                workload.wait_until_written(&what);
+                workload.write_until(begun, SLOW_TIME);
+                cluster.heal();
+            }
+            Self::PauseFollower => {
+                cluster.pause(follower);
+                workload.wait_until_written(&what);
+                workload.write_until(begun, PAUSE_TIME);
+                cluster.resume(follower);
+            }
+            Self::PartLeaderOneWay(cut) => {
+                cluster.part_one_way(leader, follower, cut);
+                workload.wait_until_written(&what);
+                workload.write_until(begun, CUT_TIME);
+                cluster.heal();
+            }
+            Self::CutOffLeaderAndKill => {
+                cluster.cut_off(leader, Cut::BothWays);
+                workload.wait_until_written(&what);
+                // No majority is left until it is back.
+                cluster.kill(follower);
+                cluster.launch(follower);
+                workload.wait_until_written(&what);
+                cluster.heal();
+            }
+            Self::RollingRestart => {
+                for id in NODES {
+                    cluster.stop(id);
+                    workload.wait_until_written(&what);
+                    cluster.launch(id);
+                    cluster.wait_until_whole();
+                    cluster.wait_until_in_sync(TOPIC, IN_SYNC_TIME_MAX);
+                }
+            }
+            Self::FillLeader | Self::FillAndKillLeader => {
+                let ballast = cluster.data_dir(leader).join("ballast");
+                let next = poll(FULL_TIME_MAX, || {
+                    // What a broker removes makes room again.
+                    small_disk::ballast(&ballast, FILL_BYTES_MAX);
+                    let next = cluster.leader(TOPIC, partition);
+                    (next != leader).then_some(next)
+                });
+                assert!(next.is_some(), "{what}: it leads although its disk is full");
+                println!("{what}: broker {next:?} leads after {:?}", begun.elapsed());
+                workload.wait_until_written(&what);
+                if self == Self::FillAndKillLeader {
+                    cluster.kill(leader);
+                    workload.wait_until_written(&what);
+                    cluster.launch(leader);
+                }
+                workload.write_until(begun, FULL_TIME);
+                cluster.assert_runs(leader);
+                fs::remove_file(&ballast).expect("the ballast can be removed");
             }
             Self::PartLeader => {
                 cluster.part(leader, follower);

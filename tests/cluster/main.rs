@@ -5,6 +5,7 @@
 mod aggregation;
 mod damage;
 mod faults;
+mod full_disk;
 mod guide;
 mod links;
 mod moves;

@@ -30,6 +30,18 @@ pub enum Clients {
     Java,
 }
 
+impl Clients {
+    /// As `CLUSTER_CLIENTS` says; by default those.
+    pub fn chosen(self) -> Clients {
+        match std::env::var("CLUSTER_CLIENTS").as_deref() {
+            Ok("librdkafka") => Clients::Librdkafka,
+            Ok("java") => Clients::Java,
+            Ok(other) => panic!("CLUSTER_CLIENTS is {other}; it can be librdkafka or java"),
+            Err(_) => self,
+        }
+    }
+}
+
 pub struct Workload {
     child: Child,
     input: Option<ChildStdin>,

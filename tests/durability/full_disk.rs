@@ -1,12 +1,8 @@
 //! A disk without a byte left: writes are refused and not lost, reads go on, and all is well once there is room, also after `kill -9`.
-//!
-//! The disk is a small tmpfs in a mount namespace of this test's own, so nothing of it is left however the test ends.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io::{ErrorKind, Write};
 use std::path::Path;
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -27,8 +23,8 @@ use streamgauge_protocol::messages::messages::{
 };
 use streamgauge_protocol::messages::protocol::{Decodable, HeaderVersion, Request, StrBytes};
 use streamgauge_tests::broker::{Broker, Peer, only_streamgauge};
-use streamgauge_tests::fetch::missing;
-use streamgauge_tests::process::{poll, run};
+use streamgauge_tests::process::poll;
+use streamgauge_tests::small_disk::{ballast, mount, unmount, where_disks_can_be_mounted};
 use streamgauge_tests::wire::Wire;
 
 const TOPIC: &str = "full";
@@ -45,45 +41,17 @@ const TIME_MAX: Duration = Duration::from_secs(30);
 const TEST_TIME_MAX: Duration = Duration::from_secs(240);
 /// Longer than a partition waits before it tries its disk again, which then refuses it again.
 const REFUSALS_TIME: Duration = Duration::from_millis(2_500);
-/// Set for the copy of this test that runs in a namespace of its own.
-const INSIDE: &str = "FULL_DISK_INSIDE";
 
 #[test]
 fn a_full_disk_refuses_writes_serves_reads_and_recovers() {
     if only_streamgauge("Apache Kafka stops when its log directory fails") {
         return;
     }
-    if std::env::var_os(INSIDE).is_some() {
-        return with_a_small_disk();
-    }
-    let Some(mut inside) = namespace() else {
-        return;
-    };
-    inside
-        .arg(std::env::current_exe().expect("a running program has a path"))
-        .args(["--exact", "--nocapture"])
-        .arg("full_disk::a_full_disk_refuses_writes_serves_reads_and_recovers")
-        .env(INSIDE, "1");
-    let said = run(inside, TEST_TIME_MAX).expect_success("the test in its namespace");
-    assert!(said.contains("1 passed"), "the test did not run:\n{said}");
-}
-
-/// A command that runs another where it may mount; root needs no user namespace, and may not be allowed one.
-fn namespace() -> Option<Command> {
-    for options in [&["-m"][..], &["-r", "-m"]] {
-        let unshare = || {
-            let mut command = Command::new("unshare");
-            command.args(options);
-            command
-        };
-        let mut probe = unshare();
-        probe.args(["mount", "-t", "tmpfs", "-o", "size=1m", "probe"]);
-        probe.arg(std::env::temp_dir());
-        if probe.output().is_ok_and(|output| output.status.success()) {
-            return Some(unshare());
-        }
-    }
-    missing("a mount namespace (root, or `unshare -rm`)", "a full disk")
+    where_disks_can_be_mounted(
+        "full_disk::a_full_disk_refuses_writes_serves_reads_and_recovers",
+        TEST_TIME_MAX,
+        with_a_small_disk,
+    );
 }
 
 fn with_a_small_disk() {
@@ -92,7 +60,7 @@ fn with_a_small_disk() {
         "full-disk",
         &["log.segment.bytes=1048576"],
         |data_dir| {
-            mount(data_dir);
+            mount(data_dir, DISK_BYTES);
             ballast(&data_dir.join("ballast"), BALLAST_BYTES);
         },
     );
@@ -149,37 +117,6 @@ fn with_a_small_disk() {
     producer.expect_all_readable(&broker);
     broker.stop();
     unmount(&disk);
-}
-
-fn mount(at: &Path) {
-    fs::create_dir_all(at).expect("a mount point can be made");
-    let mut mount = Command::new("mount");
-    mount
-        .args(["-t", "tmpfs", "-o", &format!("size={DISK_BYTES}"), "small"])
-        .arg(at);
-    run(mount, TIME_MAX).expect_success("mounting a small disk");
-}
-
-fn unmount(at: &Path) {
-    let mut unmount = Command::new("umount");
-    unmount.arg(at);
-    run(unmount, TIME_MAX).expect_success("unmounting the small disk");
-}
-
-/// Adds to the ballast until it is this large or the disk is full.
-fn ballast(path: &Path, bytes: usize) {
-    let mut file = File::options()
-        .create(true)
-        .append(true)
-        .open(path)
-        .expect("the ballast can be opened");
-    for _ in 0..bytes / PAGE_BYTES {
-        match file.write_all(&[7; PAGE_BYTES]) {
-            Ok(()) => {}
-            Err(error) if error.kind() == ErrorKind::StorageFull => return,
-            Err(error) => panic!("ballast: {error}"),
-        }
-    }
 }
 
 /// How many segments each partition has.

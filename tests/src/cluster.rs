@@ -68,6 +68,7 @@ struct Node {
 /// There is one at a time: three brokers and their clients keep a small machine busy.
 pub struct Cluster {
     directory: PathBuf,
+    settings: Vec<String>,
     nodes: BTreeMap<i32, Node>,
     /// By who dials and who is dialled.
     links: BTreeMap<(i32, i32), Link>,
@@ -77,6 +78,12 @@ pub struct Cluster {
 impl Cluster {
     /// Starts three brokers and waits until each sees all three.
     pub fn start(name: &str) -> Cluster {
+        Cluster::start_prepared(name, &[], |_, _| ())
+    }
+
+    /// As [`Cluster::start`], with settings on top of the common ones in which `{id}` is the broker's; `prepare` is given
+    /// each broker and its data directory, which it may make, before the brokers start.
+    pub fn start_prepared(name: &str, settings: &[&str], prepare: impl Fn(i32, &Path)) -> Cluster {
         static TURN: Mutex<()> = Mutex::new(());
         // A test that failed has dropped its cluster before the lock.
         let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
@@ -105,11 +112,17 @@ impl Cluster {
         }
         let mut cluster = Cluster {
             directory,
+            settings: SETTINGS
+                .iter()
+                .chain(settings)
+                .map(|&setting| setting.to_owned())
+                .collect(),
             nodes,
             links,
             _turn: turn,
         };
         for id in NODES {
+            prepare(id, &cluster.data_dir(id));
             cluster.launch(id);
         }
         cluster.wait_until_whole();
@@ -156,7 +169,8 @@ impl Cluster {
             .arg(directory.join("data"))
             .args(["--listen", &self.address(id).to_string(), "--set"])
             .arg(format!("controller.quorum.voters={}", voters.join(",")));
-        for setting in SETTINGS {
+        for setting in &self.settings {
+            let setting = setting.replace("{id}", &id.to_string());
             command.arg("--set").arg(setting);
         }
         let log = File::options()
@@ -259,6 +273,19 @@ impl Cluster {
         for key in [(one, other), (other, one)] {
             self.links[&key].there.cut();
             self.links[&key].back.cut();
+        }
+    }
+
+    /// Cuts one direction between two brokers: as if one were cut off so, and from that other broker only.
+    pub fn part_one_way(&mut self, one: i32, other: i32, cut: Cut) {
+        let (to, from) = (&self.links[&(one, other)], &self.links[&(other, one)]);
+        if cut != Cut::Inbound {
+            to.there.cut();
+            from.back.cut();
+        }
+        if cut != Cut::Outbound {
+            to.back.cut();
+            from.there.cut();
         }
     }
 

@@ -8,6 +8,7 @@
 //! - `STREAMGAUGE_TEST_PEER=kafka`: run the same tests against Apache Kafka, to see that a test is right;
 //! - `STREAMGAUGE_TEST_CACHE`: where fetched clients are kept;
 //! - `CLUSTER_SECONDS`: how long the cluster's histories go on with drawn faults; `CLUSTER_SEED` draws them;
+//! - `CLUSTER_CLIENTS`: `librdkafka` or `java`, whatever a history would take;
 //! - `CI`: a missing runtime (Java, Python, kcat, a mount namespace) is then a failure, not a skipped test.
 
 pub mod broker;
@@ -18,4 +19,5 @@ pub mod link;
 pub mod process;
 pub mod replica;
 pub mod seed_case;
+pub mod small_disk;
 pub mod wire;
