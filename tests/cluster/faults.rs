@@ -89,6 +89,7 @@ pub fn go_through(name: &str, clients: Clients, faults: &[Fault]) {
 
 /// As [`go_through`], with a cluster that is there, and other faults to draw from.
 pub fn send_through(cluster: &mut Cluster, clients: Clients, faults: &[Fault], more: &[Fault]) {
+    let more = chosen(more);
     let Some(mut workload) = Workload::start(cluster, clients.chosen()) else {
         return;
     };
@@ -264,6 +265,18 @@ impl Fault {
             begun.elapsed().as_millis()
         );
     }
+}
+
+/// Those of which `CLUSTER_FAULTS` has the name, by default all.
+fn chosen(faults: &[Fault]) -> Vec<Fault> {
+    let Ok(names) = std::env::var("CLUSTER_FAULTS") else {
+        return faults.to_vec();
+    };
+    let names: Vec<&str> = names.split(',').collect();
+    let is_chosen = |fault: &Fault| names.contains(&format!("{fault:?}").as_str());
+    let chosen: Vec<Fault> = faults.iter().copied().filter(is_chosen).collect();
+    assert_eq!(chosen.len(), names.len(), "{names:?} of {faults:?}");
+    chosen
 }
 
 fn number_from_environment(name: &str) -> Option<u64> {

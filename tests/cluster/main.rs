@@ -9,6 +9,7 @@ mod full_disk;
 mod guide;
 mod links;
 mod moves;
+mod racks;
 mod workload;
 
 use std::fs;

@@ -53,7 +53,9 @@ def write(name):
         "message.timeout.ms": 80_000,
         "linger.ms": 2,
         "error_cb": complain,
-        "log_level": 2,
+        # Why it begins a new epoch, in which duplicates are not known, is told there only.
+        "log_level": 7,
+        "debug": "eos",
     })
     number = 0
     while not writing_ends.is_set():

@@ -8,6 +8,7 @@
 //! - `STREAMGAUGE_TEST_PEER=kafka`: run the same tests against Apache Kafka, to see that a test is right;
 //! - `STREAMGAUGE_TEST_CACHE`: where fetched clients are kept;
 //! - `CLUSTER_SECONDS`: how long the cluster's histories go on with drawn faults; `CLUSTER_SEED` draws them;
+//! - `CLUSTER_FAULTS`: the names of those to draw from, as the output has them, with commas;
 //! - `CLUSTER_CLIENTS`: `librdkafka` or `java`, whatever a history would take;
 //! - `CI`: a missing runtime (Java, Python, kcat, a mount namespace) is then a failure, not a skipped test.
 
