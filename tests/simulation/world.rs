@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use streamgauge::config::{ConfigLoader, Flush, TimestampType, TopicConfig};
 use streamgauge::replication::hibernation::Mark;
+use streamgauge::replication::throttle::{Rates, ReplicationQuotas, ThrottledReplicas};
 use streamgauge::shard::core::{Shard, ShardSettings};
 use streamgauge::shard::event::{
     Acks, Append, AppendError, Effect, Event, GroupMessage, OpenPartition,
@@ -97,6 +98,8 @@ pub struct World {
     pub rested: u64,
     now_ms: i64,
     next_producer_id: i64,
+    /// How fast replicas of some topics catch up.
+    rates: Rates,
 }
 
 impl World {
@@ -114,6 +117,12 @@ impl World {
                 cut_off_ticks: 0,
             })
             .collect();
+        let rates = Rates {
+            leader: random
+                .one_in(3)
+                .then(|| 3_000 + random.below(30_000) as i64),
+            ..Rates::default()
+        };
         let mut world = Self {
             random,
             nodes,
@@ -128,6 +137,7 @@ impl World {
             rested: 0,
             now_ms: 10_000_000,
             next_producer_id: 1,
+            rates,
         };
         for number in 0..4 {
             let topic = world.new_topic(number);
@@ -148,6 +158,9 @@ impl World {
         config.segment_bytes = 700 + i32::try_from(self.random.below(600)).expect("small");
         config.index_interval_bytes = 100;
         config.retention_ms = -1;
+        if number % 2 == 0 {
+            config.leader_throttled = ThrottledReplicas::All;
+        }
         match number {
             // Every replica is to hold what is acknowledged.
             0 => config.min_insync_replicas = i32::try_from(self.nodes.len()).expect("few"),
@@ -190,6 +203,9 @@ impl World {
 
     /// Opens a node's shard and all its partitions.
     fn start_node(&mut self, node: usize) -> Result<(), StorageError> {
+        let now_ms = self.now_ms(node);
+        let quotas = ReplicationQuotas::default();
+        quotas.set_rates(&self.rates, now_ms);
         let settings = ShardSettings {
             broker_id: i32::try_from(node).expect("few nodes"),
             number: 0,
@@ -197,8 +213,8 @@ impl World {
             retention_check_interval_ms: 500,
             producer_expiration_ms: i64::MAX / 4,
             seed: self.random.number(),
+            quotas: Arc::new(quotas),
         };
-        let now_ms = self.now_ms(node);
         let disk = Arc::new(self.nodes[node].disk.clone());
         self.nodes[node].shard = Some(Shard::open(settings, disk, now_ms)?);
         self.restarts += 1;

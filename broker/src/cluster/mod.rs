@@ -9,6 +9,7 @@ pub mod partition_request;
 pub mod quorum;
 pub mod reassignments;
 mod request;
+pub mod throttle;
 
 use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 use std::time::Duration;
@@ -23,6 +24,7 @@ pub use request::{ClusterAnswer, ClusterRequest, HandOver, serve};
 use crate::broker::Broker;
 use crate::peers::{GroupMessage, PeerError, Peers};
 use crate::replication::hibernation::Mark;
+use crate::replication::throttle::ReplicationQuotas;
 use crate::shard::view::PartitionKey;
 use leaders::{Leaders, Leadership};
 
@@ -103,6 +105,8 @@ pub struct Cluster {
     /// A broker has come: it is to be told all.
     newcomers: RwLock<Vec<i32>>,
     changed: Notify,
+    /// What the shards send to replicas that lag is bounded by these.
+    pub quotas: Arc<ReplicationQuotas>,
     /// Why the others refuse this broker for good.
     disowned: watch::Sender<Option<String>>,
 }
@@ -115,6 +119,7 @@ impl Cluster {
             leaders: RwLock::default(),
             newcomers: RwLock::default(),
             changed: Notify::new(),
+            quotas: Arc::default(),
             disowned: watch::Sender::new(None),
         }
     }

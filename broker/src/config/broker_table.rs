@@ -28,6 +28,11 @@ const fn unset(
 const LONG_MAX: &str = "9223372036854775807";
 const INT_MAX: &str = "2147483647";
 
+/// Bytes a second; see [`crate::replication::throttle`].
+pub const LEADER_THROTTLED_RATE: &str = "leader.replication.throttled.rate";
+/// As [`LEADER_THROTTLED_RATE`].
+pub const FOLLOWER_THROTTLED_RATE: &str = "follower.replication.throttled.rate";
+
 /// Sorted by name.
 #[rustfmt::skip]
 pub static BROKER_DEFINITIONS: &[Definition] = &[
@@ -51,6 +56,8 @@ pub static BROKER_DEFINITIONS: &[Definition] = &[
     setting("default.replication.factor", Int, "1", AtLeast(1), "Replicas of a topic that is created without saying how many."),
     setting("delete.topic.enable", Boolean, "true", Any, "Whether topics can be deleted."),
     setting("fetch.max.bytes", Int, "57671680", AtLeast(1_024), "The most that one fetch response holds, but for a first batch that is larger."),
+    setting(FOLLOWER_THROTTLED_RATE, Long, LONG_MAX, AtLeast(0),
+        "Bytes a second that this broker is sent for replicas that lag and are named in follower.replication.throttled.replicas. Set at run time only."),
     setting("group.initial.rebalance.delay.ms", Int, "3000", AtLeast(0),
         "How long a new group waits for more members before its first rebalance. Development mode sets 0."),
     setting("group.max.session.timeout.ms", Int, "1800000", AtLeast(1), "The longest session timeout that a group member may ask for."),
@@ -58,6 +65,9 @@ pub static BROKER_DEFINITIONS: &[Definition] = &[
     setting("group.min.session.timeout.ms", Int, "6000", AtLeast(1), "The shortest session timeout that a group member may ask for."),
     setting("leader.imbalance.check.interval.seconds", Long, "300", AtLeast(1),
         "How often it is looked for partitions that their preferred replica could lead and does not."),
+    setting(LEADER_THROTTLED_RATE, Long, LONG_MAX, AtLeast(0),
+        "Bytes a second that this broker sends to replicas that lag, of partitions that leader.replication.throttled.replicas names it for. \
+         Set at run time only."),
     setting("listeners", List, "PLAINTEXT://127.0.0.1:9092", NotEmpty,
         "Where the broker listens, as NAME://host:port; no host is every interface. Kafka listens on every interface by default."),
     setting("log.cleaner.backoff.ms", Long, "15000", AtLeast(0), "Pause between two looks for a log to compact."),
@@ -156,9 +166,18 @@ pub fn broker_definition(name: &str) -> Option<&'static Definition> {
         .and_then(|index| BROKER_DEFINITIONS.get(index))
 }
 
+/// Whether a setting is one of a running broker only, for each its own (Kafka's `QuotaConfig.brokerQuotaConfigs`).
+pub fn is_dynamic_only(name: &str) -> bool {
+    [LEADER_THROTTLED_RATE, FOLLOWER_THROTTLED_RATE].contains(&name)
+}
+
 /// Whether a running broker takes a change of the setting: those that are topic defaults, since
-/// topics look them up in the metadata each time it changes.
+/// topics look them up in the metadata each time it changes, and those that are nothing else.
 pub fn is_dynamic(name: &str) -> bool {
+    is_dynamic_only(name) || is_topic_default(name)
+}
+
+fn is_topic_default(name: &str) -> bool {
     super::topic_table::TOPIC_DEFINITIONS
         .iter()
         .flat_map(|topic| topic.synonyms)

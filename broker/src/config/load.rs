@@ -6,7 +6,7 @@ use std::fmt;
 use thiserror::Error;
 
 use super::broker::BrokerConfig;
-use super::broker_table::{ALIASES, BROKER_DEFINITIONS, broker_definition};
+use super::broker_table::{ALIASES, BROKER_DEFINITIONS, broker_definition, is_dynamic_only};
 use super::definition::{Definition, InvalidValue};
 use super::settings::{Origin, StaticSettings};
 use super::yaml::{self, YamlProblem};
@@ -149,6 +149,16 @@ impl ConfigLoader {
             });
             return;
         };
+        if is_dynamic_only(definition.name) {
+            self.problems.push(ConfigProblem::Conflict {
+                origin: Some(origin),
+                reason: format!(
+                    "{} is set while the broker runs (kafka-configs --alter --entity-type brokers)",
+                    definition.name
+                ),
+            });
+            return;
+        }
         if let Err(error) = self.settings.set(definition, value, origin.clone()) {
             self.problems.push(ConfigProblem::Invalid { error, origin });
         }

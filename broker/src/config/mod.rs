@@ -16,11 +16,15 @@ mod yaml;
 mod tests;
 
 pub use broker::{BrokerConfig, Listener, LogFormat, local_hostname};
-pub use broker_table::{BROKER_DEFINITIONS, broker_definition, is_dynamic};
+pub use broker_table::{
+    BROKER_DEFINITIONS, FOLLOWER_THROTTLED_RATE, LEADER_THROTTLED_RATE, broker_definition,
+    is_dynamic, is_dynamic_only,
+};
 pub use definition::{ConfigType, ConfigValue, Definition, InvalidValue, Validator};
 pub use load::{ConfigError, ConfigLoader, ConfigProblem, ENVIRONMENT_PREFIX};
 pub use settings::{
     BrokerLayers, ConfigImage, ConfigMap, ConfigSource, Origin, StaticSettings, StaticValue,
+    dynamic_long,
 };
 pub use topic::{
     CleanupPolicy, CompressionType, Flush, TimestampType, TopicConfig, TopicConfigError,

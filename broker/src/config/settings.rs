@@ -73,6 +73,14 @@ pub trait ConfigImage {
     fn broker_overrides(&self, broker: Option<i32>) -> Option<&ConfigMap>;
 }
 
+/// A number that is set for a broker, or for all, while they run.
+pub fn dynamic_long(image: &dyn ConfigImage, broker: i32, name: &str) -> Option<i64> {
+    [Some(broker), None].into_iter().find_map(|broker| {
+        let text = image.broker_overrides(broker)?.get(name)?;
+        text.trim().parse().ok()
+    })
+}
+
 static NO_SETTINGS: ConfigMap = ConfigMap::new();
 
 impl StaticSettings {

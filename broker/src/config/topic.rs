@@ -5,9 +5,10 @@ use thiserror::Error;
 use super::definition::{ConfigValue, InvalidValue};
 use super::settings::{BrokerLayers, ConfigMap};
 use super::topic_table::{AGGREGATION, TopicDefinition, topic_definition};
+use crate::replication::throttle::ThrottledReplicas;
 
-/// The settings in force for one topic. Settings that nothing reads by type (throttled replicas,
-/// tiered storage) are checked and kept as text only.
+/// The settings in force for one topic. Settings that nothing reads by type (tiered storage)
+/// are checked and kept as text only.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TopicConfig {
     /// The aggregation declaration, YAML; `None` for an ordinary topic.
@@ -19,8 +20,13 @@ pub struct TopicConfig {
     pub compression_zstd_level: i32,
     pub delete_retention_ms: i64,
     pub file_delete_delay_ms: i64,
+    /// Replicas that catch up no faster than their brokers' `follower.replication.throttled.rate`.
+    pub follower_throttled: ThrottledReplicas,
     pub flush: Flush,
     pub index_interval_bytes: i32,
+    /// Replicas that, where they lead, send to those that catch up no faster than
+    /// `leader.replication.throttled.rate`.
+    pub leader_throttled: ThrottledReplicas,
     pub max_compaction_lag_ms: i64,
     pub max_message_bytes: i32,
     pub message_timestamp_after_max_ms: i64,
@@ -120,8 +126,10 @@ impl TopicConfig {
             compression_zstd_level: read.int("compression.zstd.level")?,
             delete_retention_ms: read.long("delete.retention.ms")?,
             file_delete_delay_ms: read.long("file.delete.delay.ms")?,
+            follower_throttled: read.replicas("follower.replication.throttled.replicas")?,
             flush: read.flush()?,
             index_interval_bytes: read.int("index.interval.bytes")?,
+            leader_throttled: read.replicas("leader.replication.throttled.replicas")?,
             max_compaction_lag_ms: read.long("max.compaction.lag.ms")?,
             max_message_bytes: read.int("max.message.bytes")?,
             message_timestamp_after_max_ms: read.long("message.timestamp.after.max.ms")?,
@@ -232,6 +240,10 @@ impl Reader<'_> {
                 delete: list.iter().any(|policy| policy == "delete"),
             })
         })
+    }
+
+    fn replicas(&self, name: &str) -> Result<ThrottledReplicas, InvalidValue> {
+        self.typed(name, |value| value.as_list().map(ThrottledReplicas::parse))
     }
 
     fn flush(&self) -> Result<Flush, InvalidValue> {

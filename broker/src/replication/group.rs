@@ -27,9 +27,11 @@ use super::start_here::{StartHere, StartHereError};
 
 mod assignment;
 mod members;
+mod pace;
 mod rest;
 
 pub use members::Member;
+pub use pace::Throttle;
 
 /// A tick of Raft's clock, in milliseconds.
 pub const TICK_MS: i64 = 100;
@@ -38,6 +40,9 @@ pub const TICK_MS: i64 = 100;
 /// twice as many (Raft's randomised timeout).
 pub const ELECTION_TICKS: usize = 10;
 const HEARTBEAT_TICKS: usize = 3;
+
+/// Messages of entries under way to one member.
+const INFLIGHT_MESSAGES_MAX: usize = 128;
 
 /// A recovered log is searched for membership changes in pieces of so many entries.
 const STUBS_AT_ONCE_MAX: u64 = 4096;
@@ -141,6 +146,7 @@ pub struct RaftGroup {
     /// The last assignment that does not end this replica; `None` if none does, see [`assignment`].
     lasts_through: Option<u64>,
     rest: rest::Rest,
+    pace: pace::Pace,
 }
 
 impl RaftGroup {
@@ -209,7 +215,7 @@ impl RaftGroup {
             heartbeat_tick: HEARTBEAT_TICKS,
             applied: hard_state.commit,
             max_size_per_msg: 1024 * 1024,
-            max_inflight_msgs: 128,
+            max_inflight_msgs: INFLIGHT_MESSAGES_MAX,
             check_quorum: true,
             pre_vote: true,
             // Raft 0.7.0 merges an append that was started over at a lower index into an empty one
@@ -251,6 +257,7 @@ impl RaftGroup {
             step_under_way: None,
             lasts_through: None,
             rest: rest::Rest::default(),
+            pace: pace::Pace::default(),
         };
         group.draw_election_timeout();
         Ok(group)
@@ -586,6 +593,7 @@ impl RaftGroup {
         let mut ready = self.raw.ready();
         progress.messages = ready.take_messages();
         let mut after_sync = ready.take_persisted_messages();
+        self.charge(&progress.messages);
         self.mark_messages(&mut progress.messages);
         self.mark_messages(&mut after_sync);
         self.stamp_messages(&mut progress.messages);

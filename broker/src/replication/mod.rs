@@ -11,6 +11,7 @@ pub mod log_storage;
 pub mod membership;
 mod raft_logger;
 pub mod start_here;
+pub mod throttle;
 pub mod wire;
 
 /// The Raft id of a broker. Raft reserves 0, which is a legal broker id.

@@ -197,6 +197,7 @@ pub async fn start(
     tasks.push(tokio::spawn(Arc::clone(&broker).follow_leadership()));
     tasks.push(tokio::spawn(cluster::announce(Arc::clone(&broker))));
     tasks.push(tokio::spawn(Arc::clone(&broker).balance_leaders()));
+    tasks.push(tokio::spawn(cluster::throttle::follow(Arc::clone(&broker))));
     tasks.push(tokio::spawn(cluster::damage::report(Arc::clone(&broker))));
     tasks.push(tokio::spawn(cluster::reassignments::report(Arc::clone(
         &broker,

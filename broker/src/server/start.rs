@@ -24,6 +24,7 @@ use crate::controller;
 use crate::controller::decide::Refusal;
 use crate::jobs::{self, BrokerCluster, JobsHandle};
 use crate::peers::{Inbox, Limits, Peers, PeersConfig};
+use crate::replication::throttle::ReplicationQuotas;
 use crate::shard::core::ShardSettings;
 use crate::shard::event::Event;
 use crate::shard::handle::ShardHandle;
@@ -136,7 +137,7 @@ pub async fn start(config: BrokerConfig) -> Result<RunningBroker, ServeError> {
 
     let cluster = Arc::new(Cluster::new(config.node_id));
     let outbound: Arc<dyn Outbound> = Arc::new(ShardOutbound(Arc::clone(&cluster)));
-    let shards = start_shards(&config, &directory, &disk, &outbound)?;
+    let shards = start_shards(&config, &directory, &disk, &outbound, &cluster.quotas)?;
     let ground = Ground {
         config: Arc::clone(&config),
         endpoint: endpoint(&config, listener, address),
@@ -308,6 +309,7 @@ fn start_shards(
     directory: &std::path::Path,
     disk: &Arc<dyn Disk>,
     outbound: &Arc<dyn Outbound>,
+    quotas: &Arc<ReplicationQuotas>,
 ) -> Result<Vec<(ShardHandle, JoinHandle<()>)>, ServeError> {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let wanted = config.shards.unwrap_or(cores);
@@ -322,6 +324,7 @@ fn start_shards(
                 retention_check_interval_ms: config.log_retention_check_interval_ms,
                 producer_expiration_ms: config.producer_id_expiration_ms,
                 seed: Uuid::new_v4().as_u128() as u64,
+                quotas: Arc::clone(quotas),
             };
             runner::start(
                 settings,

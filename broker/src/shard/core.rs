@@ -26,6 +26,7 @@ use super::view::{PartitionKey, PartitionView};
 use crate::replication::group::{Parts, RaftGroup};
 use crate::replication::hibernation::{Mark, Watch};
 use crate::replication::membership::Membership;
+use crate::replication::throttle::ReplicationQuotas;
 use crate::replication::{broker_id, raft_id};
 use clock::IdSet;
 
@@ -45,6 +46,8 @@ pub struct ShardSettings {
     pub producer_expiration_ms: i64,
     /// Draws the election timeouts of the shard's groups, and must be another after each start.
     pub seed: u64,
+    /// One for all shards of the broker.
+    pub quotas: Arc<ReplicationQuotas>,
 }
 
 /// What a round of syncs settles.
@@ -419,6 +422,7 @@ impl Shard {
                 partition.may_be_removed();
             }
             partition.aim_at(target);
+            partition.take_quotas(Arc::clone(&self.settings.quotas));
             self.by_key.insert(key, id);
             let view = Arc::clone(&partition.view);
             self.partitions.push(Some(partition));

@@ -20,9 +20,10 @@ use super::event::{AppendError, Appended, DeleteRecordsError, EpochEnd, ReplicaP
 use super::view::PartitionView;
 use crate::config::{Flush, TopicConfig};
 use crate::replication::broker_id;
-use crate::replication::group::{GroupError, Parts, RaftGroup};
+use crate::replication::group::{GroupError, Parts, RaftGroup, Throttle};
 use crate::replication::hibernation::{Mark, Reliance};
 use crate::replication::membership::Target;
+use crate::replication::throttle::ReplicationQuotas;
 
 /// How long a partition that the disk refused waits before it tries again, in milliseconds.
 const RETRY_AFTER_MS: i64 = 1_000;
@@ -105,6 +106,7 @@ pub struct Partition {
     snapshot_offset: i64,
     /// The replica has left its group without a word; see [`Self::take_ended`].
     has_ended: bool,
+    quotas: Arc<ReplicationQuotas>,
 }
 
 impl Partition {
@@ -149,6 +151,7 @@ impl Partition {
             last_flush_ms: now_ms,
             snapshot_offset,
             has_ended: false,
+            quotas: Arc::default(),
         };
         // Readers see it even if the disk is full and the term's first entry cannot be written.
         partition.apply(committed, now_ms);
@@ -160,6 +163,24 @@ impl Partition {
             log.configure(log_config(&config));
         }
         self.config = config;
+        self.throttle();
+    }
+
+    /// The broker's quotas for replicas that lag.
+    pub fn take_quotas(&mut self, quotas: Arc<ReplicationQuotas>) {
+        self.quotas = quotas;
+        self.throttle();
+    }
+
+    fn throttle(&mut self) {
+        if let Life::Running(group) = &mut self.life {
+            group.throttle(Throttle {
+                quotas: Arc::clone(&self.quotas),
+                partition: self.view.key().index,
+                leaders: self.config.leader_throttled.clone(),
+                followers: self.config.follower_throttled.clone(),
+            });
+        }
     }
 
     pub fn log(&self) -> Option<&Log> {
@@ -267,6 +288,7 @@ impl Partition {
             return;
         }
         group.tick();
+        group.pace_members(now_ms);
         if self.leads {
             let in_sync = group.in_sync().into_iter().map(broker_id).collect();
             self.view.publish_in_sync(in_sync);

@@ -196,6 +196,7 @@ fn start_node(directory: &std::path::Path, node: i32, config: &Arc<TopicConfig>)
         retention_check_interval_ms: 1_000_000,
         producer_expiration_ms: 1_000_000,
         seed: 7 + u64::from(node.unsigned_abs()),
+        quotas: Arc::default(),
     };
     let mut shard = Shard::open(settings, Arc::new(RealDisk), 0).unwrap();
     let opened = open(&mut shard, directory, config, Target::default(), 0);

@@ -140,6 +140,7 @@ impl Node {
         let directory = PathBuf::from(DIRECTORY);
         let disk: Arc<dyn Disk> = Arc::new(self.disk.clone());
         disk.create_dir_all(&directory)?;
+        let cluster = Arc::new(Cluster::new(config.node_id));
         let settings = ShardSettings {
             broker_id: config.node_id,
             number: 0,
@@ -147,6 +148,7 @@ impl Node {
             retention_check_interval_ms: 5_000,
             producer_expiration_ms: config.producer_id_expiration_ms,
             seed,
+            quotas: Arc::clone(&cluster.quotas),
         };
         let shard = Shard::open(settings, Arc::clone(&disk), wall_ms)?;
         let (mailbox, events) = unbounded();
@@ -163,7 +165,7 @@ impl Node {
             directory,
             disk,
             shards: vec![ShardHandle::new(mailbox.clone())],
-            cluster: Arc::new(Cluster::new(config.node_id)),
+            cluster,
             config,
         };
         let wire = (self.nodes > 1).then(|| {

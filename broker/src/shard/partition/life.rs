@@ -119,6 +119,7 @@ impl Partition {
                 self.next_offset = group.log().next_offset();
                 let state = saved_state(&group);
                 self.life = Life::Running(Box::new(group));
+                self.throttle();
                 self.apply(committed, now_ms);
                 Some(state)
             }
