@@ -1,8 +1,9 @@
 //! Replicas that are moved with Kafka's own tool.
 
 use std::fs;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use streamgauge_tests::broker::streamgauge;
 use streamgauge_tests::cluster::Cluster;
 use streamgauge_tests::fetch::java;
 use streamgauge_tests::process::run_with_input;
@@ -18,6 +19,7 @@ fn tool(cluster: &Cluster, class: &str, arguments: &str) -> String {
 }
 
 const REASSIGN: &str = "org.apache.kafka.tools.reassign.ReassignPartitionsCommand";
+const CONFIGS: &str = "kafka.admin.ConfigCommand";
 const TOPICS: &str = "org.apache.kafka.tools.TopicCommand";
 
 #[test]
@@ -70,4 +72,79 @@ fn kafka_reassign_partitions_moves_shrinks_and_cancels() {
     assert!(said.contains("No partition reassignments found"), "{said}");
     cluster.launch(2);
     cluster.wait_until_whole();
+}
+
+const MOVED_BYTES: usize = 2_000_000;
+const THROTTLE: usize = 250_000;
+
+#[test]
+fn kafka_reassign_partitions_throttles() {
+    if java().is_none() {
+        return;
+    }
+    let cluster = Cluster::start("cluster-tool-throttle");
+    tool(
+        &cluster,
+        TOPICS,
+        "--create --topic slow --replica-assignment 1:2,2:1",
+    );
+    let mut random = 1_u64;
+    let mut produce = |count: usize| {
+        // What compresses badly.
+        let letters = (0..count * 1_000).map(|at| {
+            random = random
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1);
+            match at % 1_000 {
+                999 => b'\n',
+                _ => b'0' + (random >> 58) as u8,
+            }
+        });
+        let lines: Vec<u8> = letters.collect();
+        let mut produce = streamgauge();
+        produce.args(["produce", "slow", "--bootstrap-server"]);
+        produce.arg(cluster.bootstrap());
+        run_with_input(produce, &lines, TIME_MAX).expect_success("produce");
+    };
+    produce(MOVED_BYTES / 1_000);
+    let plan = cluster.scratch_dir().join("plan.json");
+    fs::write(
+        &plan,
+        r#"{"version":1,"partitions":[
+            {"topic":"slow","partition":0,"replicas":[1,3]},
+            {"topic":"slow","partition":1,"replicas":[2,3]}]}"#,
+    )
+    .expect("written");
+    let plan = format!("--reassignment-json-file {}", plan.display());
+    let begun = Instant::now();
+    tool(
+        &cluster,
+        REASSIGN,
+        &format!("--execute {plan} --throttle {THROTTLE}"),
+    );
+    let rates = tool(
+        &cluster,
+        CONFIGS,
+        "--describe --entity-type brokers --entity-name 3",
+    );
+    assert!(
+        rates.contains(&format!("follower.replication.throttled.rate={THROTTLE}")),
+        "{rates}"
+    );
+    // Who writes is not slowed.
+    produce(10);
+    cluster.wait_until_moved(TIME_MAX);
+    // A second's worth may leave at once.
+    let least = Duration::from_secs((MOVED_BYTES / THROTTLE - 2) as u64);
+    assert!(begun.elapsed() >= least, "{:?}", begun.elapsed());
+    let said = tool(&cluster, REASSIGN, &format!("--verify {plan}"));
+    assert!(said.contains("Clearing topic-level throttles"), "{said}");
+    for entity in ["brokers --entity-name 3", "topics --entity-name slow"] {
+        let said = tool(
+            &cluster,
+            CONFIGS,
+            &format!("--describe --entity-type {entity}"),
+        );
+        assert!(!said.contains("throttled"), "{said}");
+    }
 }
