@@ -6,6 +6,7 @@ The end of standard input ends the writing. Then all that was written is acknowl
 the end, and everything is read once more.
 """
 
+import os
 import sys
 import threading
 import time
@@ -44,7 +45,9 @@ def write(name):
         # What librdkafka mends by itself (a broker that is away) is no error of the client.
         say("note", "producer", name, error)
         if error.fatal():
-            failures.append(error)
+            # It will send nothing more: a sequence that the brokers cannot continue, for one.
+            say("note", "failure", "producer", name, error)
+            os._exit(1)
 
     producer = Producer({
         "bootstrap.servers": bootstrap,

@@ -112,8 +112,12 @@ impl Workload {
         let mut late = Vec::new();
         let written = poll(OUTAGE_MAX, || {
             let ended = self.child.try_wait().expect("the clients can be asked for");
-            assert!(ended.is_none(), "the clients ended with {ended:?}");
             let said = self.said.lock().expect("said");
+            assert!(
+                ended.is_none(),
+                "the clients ended with {ended:?}, and said {:?}",
+                said.history.last()
+            );
             late = (1..=PRODUCERS as u32)
                 .flat_map(|producer| (0..PARTITIONS).map(move |partition| (producer, partition)))
                 .filter(|key| {
