@@ -89,6 +89,8 @@ impl Shell {
     fn start(directory: &Path, scripts: &Path) -> Self {
         let path = std::env::var("PATH").unwrap_or_default();
         let mut child = Command::new("bash")
+            // It would be taken for a setting of the brokers.
+            .env_remove("STREAMGAUGE_BIN")
             .current_dir(directory)
             .env("PATH", format!("{}:{path}", scripts.display()))
             .stdin(Stdio::piped())
