@@ -95,6 +95,34 @@ fn a_rolling_restart_under_load_shows_clients_no_error() {
     assert_eq!(producer_epoch, 0, "a producer lost track of its sequence");
 }
 
+/// Another broker takes the place of one that is gone with its disk, and is as good as it was.
+#[test]
+fn a_history_through_the_loss_of_a_broker_is_true() {
+    let mut cluster = Cluster::start("cluster-replaced");
+    let Some(mut workload) = Workload::start(&cluster, Clients::Librdkafka.chosen()) else {
+        return;
+    };
+    let (lost, new) = (3, 4);
+    cluster.lose(lost);
+    workload.wait_until_written("the loss of a broker");
+    cluster.join(new);
+    cluster.wait_until_whole();
+    for topic in [workload::TOPIC, "__consumer_offsets"] {
+        for partition in cluster.partitions(topic) {
+            cluster.reassign(topic, partition.partition_index, Some(&[1, 2, new]));
+        }
+    }
+    cluster.wait_until_moved(Duration::from_secs(60));
+    cluster.wait_until_in_sync(workload::TOPIC, Duration::from_secs(30));
+    workload.wait_until_written("the moves to another broker");
+    // Its vote on the metadata has not been given to the new one here, so that the other two are needed.
+    cluster.kill(new);
+    workload.wait_until_written("kill -9 of the new broker");
+    cluster.launch(new);
+    cluster.wait_until_whole();
+    workload.finish(&mut cluster);
+}
+
 /// Clients forget brokers that they are not told of, and may ask one that answers for ever.
 #[test]
 fn a_broker_that_is_cut_off_sends_clients_to_the_others() {

@@ -8,7 +8,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use std::{fs, thread};
 
-use streamgauge_tests::cluster::{Cluster, NODES};
+use streamgauge_tests::cluster::Cluster;
 use streamgauge_tests::fetch::{java, python};
 use streamgauge_tests::history::{Event, PartitionLog, anomalies};
 use streamgauge_tests::process::{poll, spawn, wait};
@@ -185,7 +185,7 @@ impl Workload {
             &notes[notes.len().saturating_sub(20)..]
         );
         cluster.wait_until_in_sync(TOPIC, OUTAGE_MAX);
-        for id in NODES {
+        for id in cluster.ids() {
             cluster.stop(id);
         }
         let (logs, producer_epoch) = same_logs(cluster);
@@ -241,10 +241,13 @@ fn same_logs(cluster: &Cluster) -> (BTreeMap<i32, PartitionLog>, i16) {
     let mut last_epoch = 0;
     let mut logs = BTreeMap::new();
     for partition in 0..PARTITIONS {
-        let [one, two, three] = NODES
+        let mut replicas = cluster
+            .ids()
+            .into_iter()
             .map(|id| replica::records(&cluster.data_dir(id).join(format!("{TOPIC}-{partition}"))));
+        let one = replicas.next().expect("three brokers");
         assert!(
-            one == two && two == three,
+            replicas.all(|other| other == one),
             "the replicas of partition {partition} differ"
         );
         let mut log = PartitionLog::new();

@@ -131,9 +131,10 @@ impl Cluster {
 
     /// Hosts and ports for a client.
     pub fn bootstrap(&self) -> String {
-        let addresses: Vec<String> = NODES
-            .iter()
-            .map(|id| self.address(*id).to_string())
+        let addresses: Vec<String> = self
+            .ids()
+            .into_iter()
+            .map(|id| self.address(id).to_string())
             .collect();
         addresses.join(",")
     }
@@ -160,7 +161,7 @@ impl Cluster {
             .iter()
             .map(|voter| match self.links.get(&(id, *voter)) {
                 Some(link) => format!("{voter}@127.0.0.1:{}", link.port()),
-                None => format!("{voter}@127.0.0.1:{}", self.nodes[voter].peer_port),
+                None => format!("{voter}@127.0.0.1:{}", self.nodes[&id].peer_port),
             })
             .collect();
         let mut command = streamgauge();
@@ -169,6 +170,10 @@ impl Cluster {
             .arg(directory.join("data"))
             .args(["--listen", &self.address(id).to_string(), "--set"])
             .arg(format!("controller.quorum.voters={}", voters.join(",")));
+        if !NODES.contains(&id) {
+            let own = format!("127.0.0.1:{}", self.nodes[&id].peer_port);
+            command.args(["--peer-listen", &own]);
+        }
         for setting in &self.settings {
             let setting = setting.replace("{id}", &id.to_string());
             command.arg("--set").arg(setting);
@@ -186,6 +191,35 @@ impl Cluster {
         assert!(node.child.is_none(), "broker {id} runs already");
         node.child = Some(spawn(command));
         node.is_paused = false;
+    }
+
+    /// Starts a broker that was not there before. Its links to the others are as theirs; they dial it where it says that it is.
+    pub fn join(&mut self, id: i32) {
+        let node = Node {
+            client_port: free_port(),
+            peer_port: free_port(),
+            child: None,
+            is_paused: false,
+            is_cut_off: false,
+        };
+        for (to, other) in &self.nodes {
+            let link = Link::open(free_port(), other.peer_port);
+            self.links.insert((id, *to), link);
+        }
+        self.nodes.insert(id, node);
+        self.launch(id);
+    }
+
+    /// kill -9 of a broker that does not come back, and the end of its disk.
+    pub fn lose(&mut self, id: i32) {
+        self.kill(id);
+        fs::remove_dir_all(self.data_dir(id)).expect("files can be removed");
+        self.nodes.remove(&id);
+    }
+
+    /// The brokers that are not lost.
+    pub fn ids(&self) -> Vec<i32> {
+        self.nodes.keys().copied().collect()
     }
 
     /// As `kill -9`.
@@ -325,7 +359,8 @@ impl Cluster {
         for (from, node) in &self.nodes {
             let Some(child) = &node.child else { continue };
             let dialled = connected_ports(child.id());
-            for (to, other) in self.nodes.iter().filter(|(to, _)| *to != from) {
+            let linked = |to: &i32| self.links.contains_key(&(*from, *to));
+            for (to, other) in self.nodes.iter().filter(|(to, _)| linked(to)) {
                 if dialled.contains(&other.peer_port) {
                     found.push((*from, *to));
                 }
@@ -334,10 +369,10 @@ impl Cluster {
         found
     }
 
-    /// Waits until every broker knows of all three.
+    /// Waits until every broker knows of all.
     pub fn wait_until_whole(&mut self) {
-        let wanted = BTreeSet::from(NODES);
-        for id in NODES {
+        let wanted: BTreeSet<i32> = self.ids().into_iter().collect();
+        for id in self.ids() {
             let whole = poll(START_TIME_MAX, || {
                 self.assert_runs(id);
                 let seen = self.metadata(id, None)?.brokers;
@@ -346,7 +381,7 @@ impl Cluster {
             });
             assert!(
                 whole.is_some(),
-                "broker {id} did not see all three within {START_TIME_MAX:?}\n{}",
+                "broker {id} did not see all others within {START_TIME_MAX:?}\n{}",
                 self.log_tail(id)
             );
         }
