@@ -158,7 +158,7 @@ impl World {
         config.segment_bytes = 700 + i32::try_from(self.random.below(600)).expect("small");
         config.index_interval_bytes = 100;
         config.retention_ms = -1;
-        if number % 2 == 0 {
+        if number.is_multiple_of(2) {
             config.leader_throttled = ThrottledReplicas::All;
         }
         match number {
