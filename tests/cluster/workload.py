@@ -39,7 +39,9 @@ def write(name):
         if error:
             say("fail", name, message.partition(), number, error)
         else:
-            say("ack", name, message.partition(), number, message.offset())
+            # Acknowledged by the acknowledgement of a later batch: it was not told where.
+            offset = message.offset()
+            say("ack", name, message.partition(), number, -1 if offset is None else offset)
 
     def complain(error):
         # What librdkafka mends by itself (a broker that is away) is no error of the client.
