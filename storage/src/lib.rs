@@ -1,5 +1,6 @@
 //! The partition log on disk, readable by Kafka's tools and by Raft.
 
+mod aborted;
 pub mod checkpoint;
 pub mod disk;
 pub mod epochs;
@@ -14,5 +15,6 @@ mod raft_index;
 mod segment;
 mod segment_index;
 
+pub use aborted::AbortedTransaction;
 pub use error::{Corruption, StorageError};
 pub use ids::{RaftIndex, Term};

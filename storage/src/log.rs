@@ -15,9 +15,11 @@
 //!   00000000000000000000.timeindex   > written when the segment is sealed or the log closed
 //!   00000000000000000000.ridx       /
 //!   00000000000000000042.snapshot   producers at offset 42
+//!   00000000000000000000.txnindex   aborted transactions that end in the segment, if there are any
 //!   leader-epoch-checkpoint, log-start-checkpoint, partition.metadata
 //! ```
 
+mod aborted;
 mod append;
 mod checkpoints;
 #[cfg(test)]
@@ -39,6 +41,8 @@ mod retention;
 mod sync;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod transaction_tests;
 
 use std::collections::VecDeque;
 use std::io;

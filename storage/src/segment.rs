@@ -8,10 +8,11 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 
-use arc_swap::ArcSwapOption;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use bytes::Bytes;
 use streamgauge_protocol::batch::BATCH_HEADER_BYTES;
 
+use crate::aborted::AbortedIndex;
 use crate::disk::{Disk, DiskFile};
 use crate::epochs::EpochEntry;
 use crate::frames::Frames;
@@ -83,6 +84,8 @@ pub struct Segment {
     index_files: Mutex<Option<IndexFiles>>,
     /// The places of a sealed segment whose index files could not be written.
     resident_places: OnceLock<Vec<EntryPlace>>,
+    /// The aborted transactions that end here.
+    aborted: ArcSwap<AbortedIndex>,
 }
 
 impl Segment {
@@ -133,6 +136,7 @@ impl Segment {
             sealed: AtomicBool::new(false),
             index_files: Mutex::new(None),
             resident_places: OnceLock::new(),
+            aborted: ArcSwap::from_pointee(AbortedIndex::empty()),
         }
     }
 
@@ -215,6 +219,7 @@ impl Segment {
     pub fn unload(&self) {
         self.mapping.store(None);
         self.release_file();
+        self.aborted().unload();
         if self.index_files().is_some() {
             *self.index.write().unwrap_or_else(PoisonError::into_inner) = None;
         }
@@ -238,6 +243,19 @@ impl Segment {
     pub fn keep_zeros_of(&self, other: &Self) {
         let zeros_end = other.zeros_end.load(Ordering::Relaxed);
         self.zeros_end.fetch_max(zeros_end, Ordering::Relaxed);
+    }
+
+    pub fn aborted(&self) -> Arc<AbortedIndex> {
+        self.aborted.load_full()
+    }
+
+    /// Takes what another handle of the same segment knows, or what opening found.
+    pub fn share_aborted(&self, aborted: Arc<AbortedIndex>) {
+        self.aborted.store(aborted);
+    }
+
+    pub fn disk(&self) -> &dyn Disk {
+        &*self.disk
     }
 
     pub fn set_index(&self, index: SparseIndex) {

@@ -22,6 +22,7 @@ use streamgauge_storage::StorageError;
 use streamgauge_storage::disk::Disk;
 use streamgauge_storage::disk::sim::{Faults, SimDisk};
 use streamgauge_storage::log::{Log, SyncTicket};
+use streamgauge_storage::producer_state::AppendOrigin;
 use tokio::sync::oneshot;
 use uuid::Uuid;
 
@@ -784,6 +785,8 @@ impl World {
         let append = Append {
             batch: bytes,
             acks,
+            origin: AppendOrigin::Client,
+            guard: None,
             wait_ms_max: i64::MAX,
             reply,
         };

@@ -320,6 +320,8 @@ fn append_failure(error: AppendError) -> Failure {
         AppendError::UnknownPartition => ErrorCode::UnknownTopicOrPartition,
         AppendError::OutOfOrderSequence(_) => ErrorCode::OutOfOrderSequenceNumber,
         AppendError::InvalidProducerEpoch(_) => ErrorCode::InvalidProducerEpoch,
+        AppendError::InvalidTxnState(_) => ErrorCode::InvalidTxnState,
+        AppendError::TransactionCoordinatorFenced(_) => ErrorCode::TransactionCoordinatorFenced,
         AppendError::InvalidRecord(_) => ErrorCode::InvalidRecord,
         AppendError::Storage(_) => ErrorCode::KafkaStorageError,
         AppendError::NotEnoughReplicas { .. } => ErrorCode::NotEnoughReplicas,

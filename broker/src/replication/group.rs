@@ -15,7 +15,9 @@ use raft::eraftpb::{
     ConfChangeV2, Entry as RaftEntry, EntryType, HardState, Message, MessageType, Snapshot,
 };
 use raft::{Config, INVALID_ID, ProgressState, RawNode, SnapshotStatus, StateRole};
-use streamgauge_protocol::batch::{BATCH_PREFIX_BYTES, BatchHeader, StampedBatch};
+use streamgauge_protocol::batch::{
+    BATCH_PREFIX_BYTES, BatchHeader, StampedBatch, TransactionMarker,
+};
 use streamgauge_storage::log::Log;
 use streamgauge_storage::{RaftIndex, StorageError, Term};
 
@@ -94,13 +96,21 @@ pub struct Progress {
     pub messages: Vec<Message>,
     /// What was proposed since the last turn is not in the log and will not be.
     pub proposals_refused: bool,
-    /// What a follower has written: the batches' headers, in order. Everything that the log held
-    /// from the first one's offset on has been replaced.
-    pub replicated: Vec<BatchHeader>,
+    /// What a follower has written, in order. Everything that the log held from the first one's
+    /// offset on has been replaced.
+    pub replicated: Vec<Replicated>,
     /// A committed entry moved the log start offset up to here.
     pub log_start_offset: Option<i64>,
     /// The log has been replaced by an empty one that begins there.
     pub started_anew: Option<Box<StartHere>>,
+}
+
+/// A batch that a follower has written, as far as its producer is concerned.
+#[derive(Debug, Clone, Copy)]
+pub struct Replicated {
+    pub header: BatchHeader,
+    /// If the batch ends a transaction.
+    pub marker: Option<TransactionMarker>,
 }
 
 /// What a group hands back for a start anew.
@@ -678,7 +688,7 @@ impl RaftGroup {
         first: u64,
         entries: &[RaftEntry],
         now_ms: i64,
-    ) -> Result<Vec<BatchHeader>, GroupError> {
+    ) -> Result<Vec<Replicated>, GroupError> {
         let term = self.raw.raft.term;
         let is_leader = self.is_leader();
         let log = self.log_mut();
@@ -705,7 +715,11 @@ impl RaftGroup {
         if is_own {
             return Ok(Vec::new());
         }
-        Ok(frames.iter().map(|frame| frame.batch.header()).collect())
+        let replicated = frames.iter().map(|frame| Replicated {
+            header: frame.batch.header(),
+            marker: frame.batch.transaction_marker(),
+        });
+        Ok(replicated.collect())
     }
 
     fn apply(

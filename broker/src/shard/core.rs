@@ -140,6 +140,17 @@ impl Shard {
                     None => drop(append.reply.send(Err(AppendError::UnknownPartition))),
                 }
             }
+            Event::BeginVerification {
+                partition,
+                wanted,
+                reply,
+            } => {
+                let guard = self
+                    .partition(partition)
+                    .and_then(|partition| partition.begin_verification(&wanted, now_ms));
+                // Whoever asked may have gone away.
+                let _ = reply.send(guard);
+            }
             Event::DeleteRecords {
                 partition,
                 before_offset,

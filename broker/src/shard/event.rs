@@ -7,7 +7,9 @@ use bytes::Bytes;
 use raft::eraftpb::Message;
 use streamgauge_storage::StorageError;
 use streamgauge_storage::log::SyncTicket;
-use streamgauge_storage::producer_state::ProducerEntry;
+use streamgauge_storage::producer_state::{
+    AppendOrigin, ProducerEntry, Verification, VerificationGuard,
+};
 use tokio::sync::oneshot;
 
 use super::view::{PartitionKey, PartitionView};
@@ -35,6 +37,9 @@ pub enum Acks {
 pub struct Append {
     pub batch: Bytes,
     pub acks: Acks,
+    pub origin: AppendOrigin,
+    /// What the transaction's verification began with; see [`Event::BeginVerification`].
+    pub guard: Option<VerificationGuard>,
     /// How long an answer at the commit may take, in milliseconds.
     pub wait_ms_max: i64,
     pub reply: oneshot::Sender<Result<Appended, AppendError>>,
@@ -62,6 +67,12 @@ pub enum AppendError {
     OutOfOrderSequence(String),
     #[error("invalid producer epoch: {0}")]
     InvalidProducerEpoch(String),
+    /// A transaction is open that the batch is not of, or none that it could be of.
+    #[error("invalid transaction state: {0}")]
+    InvalidTxnState(String),
+    /// Another coordinator has taken over the transaction.
+    #[error("the transaction coordinator is fenced: {0}")]
+    TransactionCoordinatorFenced(String),
     #[error("the batch is refused: {0}")]
     InvalidRecord(String),
     #[error("the disk refused the write: {0}")]
@@ -123,6 +134,14 @@ pub struct ReplicaPosition {
 pub enum Event {
     Open(Box<OpenPartition>),
     Append(PartitionId, Append),
+    /// A producer's first batch of a transaction is to be appended, and its coordinator asked about it
+    /// before. Answers with what the append is to bring along; with `None` if the transaction is open here, and
+    /// nobody need be asked.
+    BeginVerification {
+        partition: PartitionId,
+        wanted: Verification,
+        reply: oneshot::Sender<Option<VerificationGuard>>,
+    },
     /// Moves the log start offset up (`DeleteRecords`); answers with the new one.
     DeleteRecords {
         partition: PartitionId,

@@ -13,7 +13,11 @@ use super::event::{
 use super::view::PartitionView;
 use crate::config::TopicConfig;
 use crate::replication::membership::Target;
-use streamgauge_storage::producer_state::ProducerEntry;
+use streamgauge_storage::producer_state::{
+    AppendOrigin, ProducerEntry, Verification, VerificationGuard,
+};
+
+type AppendReply = oneshot::Sender<Result<Appended, AppendError>>;
 
 /// Sends events to one shard. The mailbox has no bound of its own: what producers put into it is
 /// bounded by the memory that their requests may take.
@@ -58,15 +62,79 @@ impl PartitionHandle {
 
     /// As [`Self::append`], answered within so many milliseconds if it waits for replicas.
     pub fn append_within(&self, batch: Bytes, acks: Acks, wait_ms_max: i64) -> PendingAppend {
-        let (reply, answer) = oneshot::channel();
-        let append = Append {
+        self.append_verified(batch, acks, wait_ms_max, None)
+    }
+
+    /// As [`Self::append_within`], for a transactional batch that has been verified.
+    pub fn append_verified(
+        &self,
+        batch: Bytes,
+        acks: Acks,
+        wait_ms_max: i64,
+        guard: Option<VerificationGuard>,
+    ) -> PendingAppend {
+        self.send(|reply| Append {
             batch,
             acks,
+            origin: AppendOrigin::Client,
+            guard,
             wait_ms_max,
             reply,
-        };
-        self.shard.send(Event::Append(self.id, append));
+        })
+    }
+
+    /// Appends what a group coordinator writes for a transaction: a batch with the producer's id and
+    /// epoch and without a sequence, verified as a client's. Answered at its commit.
+    pub fn append_as_coordinator(
+        &self,
+        batch: Bytes,
+        guard: Option<VerificationGuard>,
+    ) -> PendingAppend {
+        self.send(|reply| Append {
+            batch,
+            acks: Acks::All,
+            origin: AppendOrigin::Coordinator,
+            guard,
+            wait_ms_max: i64::MAX,
+            reply,
+        })
+    }
+
+    /// Appends a control batch that ends a transaction (see
+    /// [`streamgauge_protocol::batch::TransactionMarker`]); answered at its commit, or within so many milliseconds.
+    pub fn append_marker(
+        &self,
+        batch: Bytes,
+        transaction_version: i8,
+        wait_ms_max: i64,
+    ) -> PendingAppend {
+        self.send(|reply| Append {
+            batch,
+            acks: Acks::All,
+            origin: AppendOrigin::Marker {
+                transaction_version,
+            },
+            guard: None,
+            wait_ms_max,
+            reply,
+        })
+    }
+
+    fn send(&self, append: impl FnOnce(AppendReply) -> Append) -> PendingAppend {
+        let (reply, answer) = oneshot::channel();
+        self.shard.send(Event::Append(self.id, append(reply)));
         PendingAppend(answer)
+    }
+
+    /// See [`Event::BeginVerification`]. A replica that does not lead refuses the append.
+    pub async fn begin_verification(&self, wanted: Verification) -> Option<VerificationGuard> {
+        let (reply, answer) = oneshot::channel();
+        self.shard.send(Event::BeginVerification {
+            partition: self.id,
+            wanted,
+            reply,
+        });
+        answer.await.ok().flatten()
     }
 
     /// Moves the log start offset up; see [`Event::DeleteRecords`].

@@ -14,4 +14,6 @@ pub mod partition;
 #[cfg(test)]
 mod replica_tests;
 pub mod runner;
+#[cfg(test)]
+mod transaction_tests;
 pub mod view;

@@ -13,7 +13,7 @@ use raft::eraftpb::Message;
 use streamgauge_storage::RaftIndex;
 use streamgauge_storage::hard_state::SavedState;
 use streamgauge_storage::log::{Log, LogConfig, SyncTicket};
-use streamgauge_storage::producer_state::ProducerState;
+use streamgauge_storage::producer_state::{ProducerState, Verifications};
 use tokio::sync::oneshot;
 
 use super::event::{AppendError, Appended, DeleteRecordsError, EpochEnd, ReplicaPosition};
@@ -92,6 +92,8 @@ pub struct Partition {
     life: Life,
     incarnation: u32,
     producers: ProducerState,
+    /// Of transactions, while this replica leads.
+    verifications: Verifications,
     /// Appends that are answered once they are written.
     unwritten: Vec<(Appended, AppendReply)>,
     /// Appends that are answered at their commit, in the order of their entries.
@@ -143,6 +145,7 @@ impl Partition {
             life: Life::Running(Box::new(group)),
             incarnation: 0,
             producers,
+            verifications: Verifications::default(),
             unwritten: Vec::new(),
             pending: VecDeque::new(),
             pending_deletes: VecDeque::new(),

@@ -3,8 +3,10 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use streamgauge_protocol::batch::BatchBuilder;
 use streamgauge_storage::disk::real::RealDisk;
+use streamgauge_storage::producer_state::AppendOrigin;
 use tokio::sync::oneshot;
 use uuid::Uuid;
 
@@ -20,19 +22,19 @@ use crate::replication::raft_id;
 
 const NODES: i32 = 3;
 
-type Answer = oneshot::Receiver<Result<Appended, AppendError>>;
+pub(super) type Answer = oneshot::Receiver<Result<Appended, AppendError>>;
 
-struct Node {
-    shard: Shard,
-    id: PartitionId,
-    view: Arc<PartitionView>,
+pub(super) struct Node {
+    pub(super) shard: Shard,
+    pub(super) id: PartitionId,
+    pub(super) view: Arc<PartitionView>,
     /// Nothing comes from it or reaches it.
-    is_cut_off: bool,
+    pub(super) is_cut_off: bool,
 }
 
-struct Trio {
-    nodes: Vec<Node>,
-    now_ms: i64,
+pub(super) struct Trio {
+    pub(super) nodes: Vec<Node>,
+    pub(super) now_ms: i64,
     /// By whom, to whom and what so far.
     sent: Vec<(i32, i32, GroupMessage)>,
     directory: tempfile::TempDir,
@@ -40,7 +42,7 @@ struct Trio {
 }
 
 impl Trio {
-    fn start(min_insync_replicas: i32) -> Self {
+    pub(super) fn start(min_insync_replicas: i32) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let defaults = ConfigLoader::new().finish("test").unwrap().topic_defaults;
         let config = Arc::new(TopicConfig {
@@ -66,7 +68,7 @@ impl Trio {
     }
 
     /// Lets time pass, and all that is written, synced and sent happen.
-    fn run(&mut self, for_ms: i64) {
+    pub(super) fn run(&mut self, for_ms: i64) {
         let end_ms = self.now_ms + for_ms;
         loop {
             self.settle();
@@ -172,14 +174,29 @@ impl Trio {
     fn append(&mut self, acks: Acks, wait_ms_max: i64) -> Answer {
         let mut batch = BatchBuilder::new();
         batch.push(self.now_ms, None, Some(b"value"), &[]);
+        self.append_to(0, batch.build().unwrap(), |append| {
+            (append.acks, append.wait_ms_max) = (acks, wait_ms_max);
+        })
+    }
+
+    /// Appends a client's batch to that broker's replica, or one that `with` says more of.
+    pub(super) fn append_to(
+        &mut self,
+        node: usize,
+        batch: Bytes,
+        with: impl FnOnce(&mut Append),
+    ) -> Answer {
         let (reply, answer) = oneshot::channel();
-        let append = Append {
-            batch: batch.build().unwrap(),
-            acks,
-            wait_ms_max,
+        let mut append = Append {
+            batch,
+            acks: Acks::All,
+            origin: AppendOrigin::Client,
+            guard: None,
+            wait_ms_max: 10_000,
             reply,
         };
-        let leader = &mut self.nodes[0];
+        with(&mut append);
+        let leader = &mut self.nodes[node];
         leader
             .shard
             .handle(Event::Append(leader.id, append), self.now_ms);

@@ -1,6 +1,7 @@
 //! Record batches, magic 2: parsing, walking, building and checking them.
 
 pub mod builder;
+pub mod control;
 pub mod header;
 pub mod iter;
 pub mod records;
@@ -8,6 +9,7 @@ pub mod stamped;
 pub mod validate;
 
 pub use builder::BatchBuilder;
+pub use control::{TransactionMarker, TransactionResult};
 pub use header::{BATCH_HEADER_BYTES, BATCH_PREFIX_BYTES, BatchHeader, TimestampType};
 pub use iter::BatchIter;
 pub use records::{BatchRecords, Header, HeaderView, RecordRef, RecordView};

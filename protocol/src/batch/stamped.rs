@@ -12,12 +12,12 @@
 
 use bytes::{Bytes, BytesMut};
 
-use super::BatchError;
 use super::header::{
     ATTRIBUTE_CONTROL, ATTRIBUTE_INTERNAL, BATCH_HEADER_BYTES, BATCH_PREFIX_BYTES, BatchHeader,
     LOG_OVERHEAD_BYTES, MAGIC_V2, NO_PRODUCER_EPOCH, NO_PRODUCER_ID, NO_SEQUENCE, NO_TIMESTAMP,
     crc32c,
 };
+use super::{BatchError, TransactionMarker};
 
 /// One whole batch in two pieces; see the drawing above.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -109,6 +109,16 @@ impl StampedBatch {
             prefix,
             body: body.freeze(),
         }
+    }
+
+    /// The marker of a control batch that ends a transaction.
+    pub fn transaction_marker(&self) -> Option<TransactionMarker> {
+        let header = self.header();
+        if !header.is_control() || header.is_internal() {
+            return None;
+        }
+        // Markers are small and few: joining the pieces costs nothing that counts.
+        TransactionMarker::of_batch(&[&self.prefix, &self.body[..]].concat().into())
     }
 
     /// Kind and payload of an internal frame, `None` for a batch of records.

@@ -306,6 +306,7 @@ impl Log {
         ));
         reopened.set_index(last.with_index(Clone::clone));
         reopened.keep_zeros_of(&last);
+        reopened.share_aborted(last.aborted());
         self.remove_if_there(&reopened.path("ridx"))?;
         self.places = places;
         self.active = Arc::clone(&reopened);

@@ -2,12 +2,12 @@
 
 use std::io;
 
-use streamgauge_protocol::batch::BatchRecords;
+use streamgauge_protocol::batch::TransactionMarker;
 
 use super::Log;
 use crate::error::{Corruption, StorageError};
 use crate::frames::Frames;
-use crate::producer_state::{ProducerBatch, ProducerState, TransactionMarker, TransactionResult};
+use crate::producer_state::{ProducerBatch, ProducerState};
 use crate::segment::{base_offset_of, file_name, read_whole, replace_file};
 
 const SUFFIX: &str = "snapshot";
@@ -15,8 +15,14 @@ const SUFFIX: &str = "snapshot";
 /// Snapshots kept: the newest, and one more in case that one is damaged.
 const SNAPSHOTS_KEPT: usize = 2;
 
-/// A marker's key: version i16, type i16 (Kafka's `ControlRecordType`).
-const MARKER_KEY_BYTES: usize = 4;
+/// Which batches are to be replayed.
+struct Replay {
+    from: i64,
+    /// The producers know those before already.
+    known_to: i64,
+    /// Those from here on are in flight.
+    committed_offset: i64,
+}
 
 impl Log {
     /// Saves the state at `offset`, up to which all batches have been applied to it.
@@ -25,6 +31,8 @@ impl Log {
         state: &ProducerState,
         offset: i64,
     ) -> Result<(), StorageError> {
+        // Once the snapshot is there nobody finds out again which transactions before it were aborted.
+        self.save_aborted()?;
         let path = self.directory.join(file_name(offset, SUFFIX));
         replace_file(&*self.disk, &path, &state.to_snapshot())
             .map_err(|error| StorageError::io("write", &path, error))?;
@@ -38,7 +46,8 @@ impl Log {
 
     /// The state that the log's batches make: the newest usable snapshot and the batches after it;
     /// those from `committed_offset` on are in flight. Snapshots are of what is committed, so that
-    /// one past `committed_offset` knows better.
+    /// one past `committed_offset` knows better. Readers are told of the transactions that are found to
+    /// have been aborted.
     pub fn recover_producers(
         &self,
         committed_offset: i64,
@@ -48,6 +57,7 @@ impl Log {
         let mut state = ProducerState::new();
         let mut from = self.start.offset;
         self.remove_snapshots_after(end)?;
+        self.forget_lost_aborted()?;
         for offset in self.snapshot_offsets()?.into_iter().rev() {
             if offset < self.start.offset {
                 continue;
@@ -67,7 +77,17 @@ impl Log {
         // Only what is committed is deleted: the log start may know of more commits than the caller.
         let log_start_offset = self.log_start_offset();
         let committed_offset = committed_offset.max(from).max(log_start_offset);
-        self.replay_producers(&mut state, from, committed_offset, now_ms)?;
+        let replay_from = match self.producers_offset > self.start.offset {
+            // What the leader knew of the producers tells nothing of the transactions that had ended.
+            true => self.start.offset,
+            false => from,
+        };
+        let replay = Replay {
+            from: replay_from,
+            known_to: from,
+            committed_offset,
+        };
+        self.replay_producers(&mut state, &replay, now_ms)?;
         state.advance_log_start(log_start_offset);
         Ok(state)
     }
@@ -113,10 +133,10 @@ impl Log {
     fn replay_producers(
         &self,
         state: &mut ProducerState,
-        from: i64,
-        committed_offset: i64,
+        replay: &Replay,
         now_ms: i64,
     ) -> Result<(), StorageError> {
+        let from = replay.from;
         for segment in self.shared.segments.load().iter() {
             if segment.next_offset() <= from {
                 continue;
@@ -149,17 +169,23 @@ impl Log {
                     continue;
                 }
                 let marker = match frame.header.is_control() {
-                    true => marker(frame.bytes()),
+                    true => TransactionMarker::of_batch(&frame.bytes()),
                     false => None,
                 };
                 let batch = ProducerBatch::from_header(&frame.header, marker).ok_or_else(|| {
                     corrupt(frame.position, "a control batch without a readable marker")
                 })?;
                 // Batches commit whole, but the log may start within one.
-                if batch.base_offset < committed_offset {
-                    state.apply_committed(&batch, now_ms);
+                let completed = if batch.base_offset < replay.known_to {
+                    state.note_past(&batch)
+                } else if batch.base_offset < replay.committed_offset {
+                    state.apply_committed(&batch, now_ms)
                 } else {
                     state.append_in_flight(batch);
+                    None
+                };
+                if let Some(completed) = completed {
+                    self.note_completed(&completed)?;
                 }
             }
         }
@@ -178,20 +204,4 @@ impl Log {
         offsets.sort_unstable();
         Ok(offsets)
     }
-}
-
-fn marker(batch: bytes::Bytes) -> Option<TransactionMarker> {
-    let records = BatchRecords::open(&batch, batch.len()).ok()?;
-    let record = records.iter().next()?.ok()?;
-    let key = record.key?.first_chunk::<MARKER_KEY_BYTES>()?;
-    let result = match key {
-        [_, _, 0, 0] => TransactionResult::Abort,
-        [_, _, 0, 1] => TransactionResult::Commit,
-        _ => return None,
-    };
-    let epoch = record.value?.get(2..6)?.try_into().ok()?;
-    Some(TransactionMarker {
-        result,
-        coordinator_epoch: i32::from_be_bytes(epoch),
-    })
 }

@@ -20,7 +20,7 @@ const DECOMPRESSED_BYTES_MAX: usize = 128 * 1024 * 1024;
 /// Reads a log below an offset that its user names (the high watermark or the last stable offset).
 #[derive(Clone)]
 pub struct LogReader {
-    shared: Arc<Shared>,
+    pub(super) shared: Arc<Shared>,
 }
 
 /// What a read found: whole batches, one after another.

@@ -8,6 +8,7 @@
 //! damage before it is not a crash's. (What was never synced may survive in any order, so whole
 //! frames behind the damage prove nothing.)
 
+use std::collections::BTreeSet;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
@@ -56,6 +57,7 @@ impl Log {
             config,
             recovery_point: read_recovery_point(&*disk, directory),
             disk,
+            aborted_files: BTreeSet::new(),
             report: RecoveryReport::default(),
         }
         .open(now_ms)
@@ -83,6 +85,8 @@ struct Opening<'a> {
     directory: &'a Path,
     config: LogConfig,
     recovery_point: RecoveryPoint,
+    /// The segments that have a file of aborted transactions.
+    aborted_files: BTreeSet<i64>,
     report: RecoveryReport,
 }
 
@@ -181,16 +185,22 @@ impl Opening<'_> {
 
     /// The base offsets of the segments, rising, without those before the log's start: a crash may
     /// have come between moving the start and removing them.
-    fn segment_bases(&self, start: LogStart) -> Result<Vec<i64>, StorageError> {
+    fn segment_bases(&mut self, start: LogStart) -> Result<Vec<i64>, StorageError> {
         let failed = |error| StorageError::io("list", self.directory, error);
         let mut bases: Vec<i64> = Vec::new();
-        for name in self.disk.list(self.directory).map_err(failed)? {
+        let names = self.disk.list(self.directory).map_err(failed)?;
+        for name in &names {
             if name.ends_with(".tmp") {
-                let path = self.directory.join(&name);
+                let path = self.directory.join(name);
                 self.disk.remove_file(&path).map_err(failed)?;
-            } else if let Some(base) = base_offset_of(&name, "log") {
+            } else if let Some(base) = base_offset_of(name, "log") {
                 bases.push(base);
             }
+        }
+        let (aborted_files, orphans) = super::aborted::index_files(&names, &bases);
+        for name in orphans {
+            let path = self.directory.join(name);
+            self.disk.remove_file(&path).map_err(failed)?;
         }
         for base in bases.iter().filter(|base| **base < start.offset) {
             let summary = empty_summary(*base, RaftIndex::default());
@@ -198,6 +208,7 @@ impl Opening<'_> {
         }
         bases.sort_unstable();
         bases.retain(|base| *base >= start.offset);
+        self.aborted_files = aborted_files;
         Ok(bases)
     }
 
@@ -384,6 +395,7 @@ impl Opening<'_> {
             summary,
             reserve_bytes(self.config.segment_bytes),
         )
+        .has_aborted_file(self.aborted_files.contains(&summary.base_offset))
     }
 
     /// Reads a segment from its beginning to the first frame that does not count.

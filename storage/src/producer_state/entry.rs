@@ -85,7 +85,7 @@ impl ProducerEntry {
         batch: &ProducerBatch,
         origin: AppendOrigin,
     ) -> Result<(), ProducerStateError> {
-        if batch.producer_epoch < self.producer_epoch {
+        if self.is_epoch_invalid(batch, origin) {
             return Err(ProducerStateError::InvalidProducerEpoch {
                 producer_id: self.producer_id,
                 producer_epoch: batch.producer_epoch,
@@ -118,6 +118,25 @@ impl ProducerEntry {
             }
             ProducerBatchKind::EndTransaction(_) => Ok(()),
         }
+    }
+
+    fn is_epoch_invalid(&self, batch: &ProducerBatch, origin: AppendOrigin) -> bool {
+        match origin {
+            AppendOrigin::Marker {
+                transaction_version: 2..,
+            } => {
+                // A marker that is written again, since its answer was lost, does no harm (KAFKA-19999).
+                let is_retry = batch.producer_epoch == self.producer_epoch
+                    && self.current_transaction_first_offset.is_none();
+                batch.producer_epoch <= self.producer_epoch && !is_retry
+            }
+            _ => batch.producer_epoch < self.producer_epoch,
+        }
+    }
+
+    /// Whether a transaction of that epoch is open.
+    pub fn is_in_transaction(&self, producer_epoch: i16) -> bool {
+        self.current_transaction_first_offset.is_some() && self.producer_epoch == producer_epoch
     }
 
     fn validate_sequence(&self, batch: &ProducerBatch) -> Result<(), ProducerStateError> {

@@ -8,6 +8,7 @@
 
 mod entry;
 mod snapshot;
+mod verification;
 
 #[cfg(test)]
 mod property_tests;
@@ -15,6 +16,7 @@ mod property_tests;
 use std::collections::{BTreeMap, HashMap, VecDeque};
 
 use streamgauge_protocol::batch::BatchHeader;
+pub use streamgauge_protocol::batch::{TransactionMarker, TransactionResult};
 use thiserror::Error;
 
 pub use entry::{
@@ -22,6 +24,7 @@ pub use entry::{
     sequence_before, sequence_follows,
 };
 pub use snapshot::SnapshotError;
+pub use verification::{Verification, VerificationGuard, Verifications};
 
 /// Producer state of one partition.
 #[derive(Clone, Debug, Default)]
@@ -33,6 +36,8 @@ pub struct ProducerState {
     tips: HashMap<i64, Tip>,
     in_flight: VecDeque<ProducerBatch>,
     committed_end_offset: i64,
+    /// For [`Self::note_past`]: the offset after each producer's last marker.
+    past_markers: HashMap<i64, i64>,
 }
 
 #[derive(Clone, Debug)]
@@ -61,25 +66,17 @@ pub enum ProducerBatchKind {
     EndTransaction(TransactionMarker),
 }
 
-/// The content of a transaction's end marker (Kafka's `EndTransactionMarker`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct TransactionMarker {
-    pub result: TransactionResult,
-    pub coordinator_epoch: i32,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum TransactionResult {
-    Commit,
-    Abort,
-}
-
 /// Who asks for the append; only a client's sequences are checked (Kafka's `AppendOrigin`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AppendOrigin {
     Client,
-    /// A group or transaction coordinator on this broker: epochs are checked, sequences are not.
+    /// A group coordinator on this broker: epochs are checked, sequences are not.
     Coordinator,
+    /// A transaction coordinator that ends a transaction. From transaction version 2 on (KIP-890) it raises the
+    /// producer's epoch first, and a marker of an epoch that has been seen is late.
+    Marker {
+        transaction_version: i8,
+    },
 }
 
 /// What is to be done with a batch that somebody wants to append.
@@ -264,6 +261,28 @@ impl ProducerState {
         completed
     }
 
+    /// Looks at a batch that the state knows already, of a log that begins before a leader's snapshot of
+    /// the state: which transactions ended there it does not know. Batches come in offset order.
+    ///
+    /// Where a transaction began is not known either. The end of the producer's last one does as well: in
+    /// between it has written nothing else.
+    pub fn note_past(&mut self, batch: &ProducerBatch) -> Option<CompletedTransaction> {
+        let ProducerBatchKind::EndTransaction(marker) = batch.kind else {
+            return None;
+        };
+        let ended_before = self
+            .past_markers
+            .insert(batch.producer_id, batch.last_offset + 1);
+        Some(CompletedTransaction {
+            producer_id: batch.producer_id,
+            first_offset: ended_before.unwrap_or(0),
+            last_offset: batch.last_offset,
+            result: marker.result,
+            // Others that are not known may have been open since any offset: readers look on.
+            last_stable_offset: 0,
+        })
+    }
+
     /// Forgets what is in flight: the leader was deposed, or the append was lost.
     pub fn drop_in_flight(&mut self) {
         self.in_flight.clear();
@@ -296,30 +315,27 @@ impl ProducerState {
         before - self.committed.len()
     }
 
-    /// Says that offsets below `log_start_offset` are gone. Producers stay (KIP-360); open
-    /// transactions that began there can no longer be read, so that they hold nothing back.
+    /// Says that offsets below `log_start_offset` are gone. Producers stay (KIP-360), and so do open
+    /// transactions that began there: what follows of them is as undecided as before.
     pub fn advance_log_start(&mut self, log_start_offset: i64) {
-        let kept = self.open_transactions.split_off(&log_start_offset);
-        for producer_id in std::mem::replace(&mut self.open_transactions, kept).into_values() {
-            if let Some(entry) = self.committed.get_mut(&producer_id) {
-                entry.current_transaction_first_offset = None;
-            }
-            if let Some(tip) = self.tips.get_mut(&producer_id)
-                && tip
-                    .entry
-                    .current_transaction_first_offset
-                    .is_some_and(|first| first < log_start_offset)
-            {
-                tip.entry.current_transaction_first_offset = None;
-            }
-        }
         self.committed_end_offset = self.committed_end_offset.max(log_start_offset);
     }
 
-    /// First offset of the oldest open transaction in the committed layer. The last stable offset
-    /// is this or, when `None`, the high watermark.
+    /// First offset of the oldest open transaction in the committed layer; it may lie before the
+    /// log's start.
     pub fn first_unstable_offset(&self) -> Option<i64> {
         self.open_transactions.keys().next().copied()
+    }
+
+    /// The last stable offset of a log that begins at `log_start_offset`, if all below
+    /// `high_watermark` is applied (`UnifiedLog.lastStableOffset`). `None` while the state knows more
+    /// than that: which transactions were open then is not known.
+    pub fn last_stable_offset(&self, log_start_offset: i64, high_watermark: i64) -> Option<i64> {
+        if self.committed_end_offset > high_watermark {
+            return None;
+        }
+        let first_unstable = self.first_unstable_offset().unwrap_or(high_watermark);
+        Some(first_unstable.max(log_start_offset).min(high_watermark))
     }
 
     /// A producer's committed entry.

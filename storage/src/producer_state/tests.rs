@@ -252,11 +252,30 @@ fn a_marker_that_raises_the_epoch_makes_the_next_sequence_zero() {
 }
 
 #[test]
-fn deleting_the_start_of_an_open_transaction_frees_the_last_stable_offset() {
+fn a_transaction_whose_start_is_deleted_holds_the_last_stable_offset_at_the_log_start() {
     let mut state = committed(&[transactional(batch(0, 0, 2, 10))]);
     state.advance_log_start(11);
-    assert_eq!(state.first_unstable_offset(), None);
-    assert_eq!(state.producer_count(), 1);
+    assert_eq!(state.last_stable_offset(0, 12), Some(10));
+    assert_eq!(state.last_stable_offset(11, 12), Some(11));
+    state.apply_committed(&marker(0, 12, TransactionResult::Abort, 1), 0);
+    assert_eq!(state.last_stable_offset(11, 13), Some(13));
+}
+
+#[test]
+fn a_state_that_knows_more_than_is_committed_here_does_not_tell_the_last_stable_offset() {
+    let state = committed(&[transactional(batch(0, 0, 2, 10))]);
+    assert_eq!(state.last_stable_offset(0, 11), None);
+}
+
+#[test]
+fn transactions_that_ended_before_a_leaders_snapshot_are_found_without_their_beginning() {
+    let mut state = ProducerState::new();
+    assert_eq!(state.note_past(&transactional(batch(0, 0, 2, 10))), None);
+    let first = state.note_past(&marker(0, 12, TransactionResult::Commit, 1));
+    assert_eq!(first.map(|ended| ended.first_offset), Some(0));
+    let second = state.note_past(&marker(0, 20, TransactionResult::Abort, 1));
+    let ended = second.map(|ended| (ended.first_offset, ended.last_offset, ended.result));
+    assert_eq!(ended, Some((13, 20, TransactionResult::Abort)));
 }
 
 #[test]

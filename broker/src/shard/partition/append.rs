@@ -2,11 +2,13 @@
 
 use std::collections::VecDeque;
 
+use bytes::Bytes;
 use streamgauge_protocol::batch::validate::with_timestamps;
 use streamgauge_protocol::batch::{BatchHeader, StampedBatch, TimestampType as BatchTimestampType};
 use streamgauge_storage::RaftIndex;
 use streamgauge_storage::producer_state::{
-    AppendOrigin, ProducerBatch, ProducerStateError, Verdict,
+    AppendOrigin, ProducerBatch, ProducerBatchKind, ProducerState, ProducerStateError,
+    TransactionMarker, Verdict, Verification, VerificationGuard, Verifications,
 };
 
 use super::{EARLIER_FAILURE, Life, Partition, Pending};
@@ -21,11 +23,13 @@ impl Partition {
         let Append {
             batch,
             acks,
+            origin,
+            guard,
             wait_ms_max,
             reply,
         } = append;
         // A client that has gone away does not want to know.
-        match self.propose(batch, acks, now_ms) {
+        match self.propose(batch, acks, (origin, guard), now_ms) {
             Err(error) => drop(reply.send(Err(error))),
             Ok(Proposed::Done(appended)) => drop(reply.send(Ok(appended))),
             Ok(Proposed::AtCommit { index, appended }) => match acks {
@@ -44,8 +48,9 @@ impl Partition {
 
     fn propose(
         &mut self,
-        batch: bytes::Bytes,
+        batch: Bytes,
         acks: Acks,
+        (origin, guard): (AppendOrigin, Option<VerificationGuard>),
         now_ms: i64,
     ) -> Result<Proposed, AppendError> {
         let Life::Running(group) = &mut self.life else {
@@ -83,16 +88,16 @@ impl Partition {
             log_start_offset,
             leader_epoch,
         };
-        // A client cannot send a control batch, so there is no marker to read.
         let base_offset = self.next_offset;
         let placed_header = BatchHeader {
             base_offset,
             partition_leader_epoch: leader_epoch,
             ..header
         };
-        let from_producer = ProducerBatch::from_header(&placed_header, None);
+        let marker = marker_of(&header, &batch, origin)?;
+        let from_producer = ProducerBatch::from_header(&placed_header, marker);
         if let Some(batch) = &from_producer {
-            match self.producers.check(batch, AppendOrigin::Client) {
+            match self.producers.check(batch, origin) {
                 Verdict::Append => {}
                 Verdict::Duplicate(original) => {
                     let appended = placed(original.base_offset, original.last_offset);
@@ -112,12 +117,16 @@ impl Partition {
                 }
                 Verdict::Error(error) => return Err(error.into()),
             }
+            check_verified(batch, origin, guard, &self.verifications, &self.producers)?;
         }
         let stamped = StampedBatch::stamp(batch, base_offset, leader_epoch)
             .map_err(|error| AppendError::InvalidRecord(error.to_string()))?;
         let index = group.propose(stamped)?;
         if let Some(batch) = from_producer {
             self.producers.append_in_flight(batch);
+            if header.is_transactional() {
+                self.verifications.end(batch.producer_id);
+            }
         }
         self.next_offset = placed_header.next_offset();
         self.unsynced_messages += u64::from(header.records_count.unsigned_abs());
@@ -125,6 +134,19 @@ impl Partition {
             index,
             appended: placed(base_offset, placed_header.last_offset()),
         })
+    }
+
+    /// See [`crate::shard::event::Event::BeginVerification`].
+    pub fn begin_verification(
+        &mut self,
+        wanted: &Verification,
+        now_ms: i64,
+    ) -> Option<VerificationGuard> {
+        if !self.leads {
+            return None;
+        }
+        let tip = self.producers.tip(wanted.producer_id);
+        self.verifications.begin(wanted, tip, now_ms)
     }
 
     /// Answers the appends that are committed and held by as many replicas as the topic wants.
@@ -184,13 +206,62 @@ enum Proposed {
     },
 }
 
+/// The marker in a control batch, which a transaction coordinator alone may write.
+fn marker_of(
+    header: &BatchHeader,
+    batch: &Bytes,
+    origin: AppendOrigin,
+) -> Result<Option<TransactionMarker>, AppendError> {
+    let invalid = |reason: &str| Err(AppendError::InvalidRecord(reason.to_owned()));
+    match (header.is_control(), origin) {
+        (false, AppendOrigin::Marker { .. }) => invalid("a marker stands in a control batch"),
+        (false, _) => Ok(None),
+        (true, AppendOrigin::Marker { .. }) => match TransactionMarker::of_batch(batch) {
+            Some(marker) => Ok(Some(marker)),
+            None => invalid("a control batch without a readable marker"),
+        },
+        (true, _) => invalid("only a transaction coordinator writes control batches"),
+    }
+}
+
+/// A transactional batch belongs to a transaction that is open here, or that its coordinator has said to
+/// be open (KIP-890).
+fn check_verified(
+    batch: &ProducerBatch,
+    origin: AppendOrigin,
+    guard: Option<VerificationGuard>,
+    verifications: &Verifications,
+    producers: &ProducerState,
+) -> Result<(), AppendError> {
+    let ProducerBatchKind::Data {
+        is_transactional: true,
+    } = batch.kind
+    else {
+        return Ok(());
+    };
+    let tip = producers.tip(batch.producer_id);
+    if !verifications.allows(batch, tip, guard) {
+        return Err(AppendError::InvalidTxnState(
+            "the transaction has not been verified with its coordinator".to_owned(),
+        ));
+    }
+    if origin == AppendOrigin::Client {
+        verifications.check_sequence(batch, tip)?;
+    }
+    Ok(())
+}
+
 impl From<ProducerStateError> for AppendError {
     fn from(error: ProducerStateError) -> Self {
         let text = error.to_string();
         match error {
             ProducerStateError::OutOfOrderSequence { .. }
             | ProducerStateError::NewEpochNotAtZero { .. } => Self::OutOfOrderSequence(text),
-            _ => Self::InvalidProducerEpoch(text),
+            ProducerStateError::InvalidProducerEpoch { .. } => Self::InvalidProducerEpoch(text),
+            ProducerStateError::InvalidTransactionState { .. } => Self::InvalidTxnState(text),
+            ProducerStateError::TransactionCoordinatorFenced { .. } => {
+                Self::TransactionCoordinatorFenced(text)
+            }
         }
     }
 }

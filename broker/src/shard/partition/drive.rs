@@ -3,12 +3,12 @@
 use raft::eraftpb::Message;
 use streamgauge_storage::hard_state::SavedState;
 use streamgauge_storage::log::{Log, SyncCover, SyncTicket};
-use streamgauge_storage::producer_state::ProducerBatch;
+use streamgauge_storage::producer_state::{CompletedTransaction, ProducerBatch};
 use streamgauge_storage::{RaftIndex, StorageError};
 
 use super::{Life, Partition, ReadyToken, Turn};
 use crate::config::Flush;
-use crate::replication::group::{GroupError, Progress, RaftGroup};
+use crate::replication::group::{GroupError, Progress, RaftGroup, Replicated};
 use crate::replication::membership::Membership;
 use crate::shard::event::AppendError;
 
@@ -124,18 +124,22 @@ impl Partition {
         let Some(first) = progress.replicated.first() else {
             return;
         };
-        self.producers.drop_in_flight_from(first.base_offset);
-        for header in &progress.replicated {
+        let mut past = Vec::new();
+        self.producers.drop_in_flight_from(first.header.base_offset);
+        for Replicated { header, marker } in &progress.replicated {
             self.unsynced_messages += u64::from(header.records_count.unsigned_abs());
-            // A leader that says where to begin may tell of the producers of later batches.
+            let Some(batch) = ProducerBatch::from_header(header, *marker) else {
+                continue;
+            };
+            // A leader that says where to begin may tell of the producers of later batches. Those are
+            // committed, whatever this replica knows of that.
             if header.base_offset < self.producers.committed_end_offset() {
+                past.extend(self.producers.note_past(&batch));
                 continue;
             }
-            // Transactions' markers are read where they are written; followers see none yet.
-            if let Some(batch) = ProducerBatch::from_header(header, None) {
-                self.producers.append_in_flight(batch);
-            }
+            self.producers.append_in_flight(batch);
         }
+        self.note_completed(&past);
     }
 
     /// What the group must not forget, if it runs.
@@ -164,6 +168,21 @@ impl Partition {
         self.log_mut()?.sync_ticket()
     }
 
+    /// Tells the log of transactions that have ended; `false` if the disk did not let it.
+    fn note_completed(&mut self, completed: &[CompletedTransaction]) -> bool {
+        let Some(log) = self.log() else {
+            return false;
+        };
+        let noted = completed
+            .iter()
+            .try_for_each(|completed| log.note_completed(completed));
+        if let Err(error) = noted {
+            self.fail(&error.to_string());
+            return false;
+        }
+        true
+    }
+
     pub(super) fn apply(&mut self, committed: RaftIndex, now_ms: i64) {
         let Life::Running(group) = &self.life else {
             return;
@@ -177,11 +196,16 @@ impl Partition {
         };
         // A group that starts anew may know less of what is committed than it did.
         let high_watermark = high_watermark.max(self.view.high_watermark());
-        self.producers.commit_through(high_watermark, now_ms);
+        let completed = self.producers.commit_through(high_watermark, now_ms);
+        // Before it is shown that they are decided.
+        if !self.note_completed(&completed) {
+            return;
+        }
         let last_stable_offset = self
             .producers
-            .first_unstable_offset()
-            .map_or(high_watermark, |offset| offset.min(high_watermark));
+            .last_stable_offset(self.view.log_start_offset(), high_watermark)
+            .unwrap_or_default()
+            .max(self.view.last_stable_offset());
         self.view
             .publish_positions(high_watermark, last_stable_offset);
         self.answer_held();

@@ -32,6 +32,7 @@ impl Partition {
         let is_new_term = self.view.leader_epoch() != epoch;
         if self.leads && (!serving || is_new_term) {
             self.leads = false;
+            self.verifications.clear();
             self.refuse_pending(&AppendError::NotLeader);
         }
         if serving && !self.leads {

@@ -62,6 +62,7 @@ impl Partition {
     /// Removes what retention lets go, and forgets producers that have been silent too long.
     pub fn maintain(&mut self, now_ms: i64, producer_expiration_ms: i64) {
         self.producers.expire(now_ms, producer_expiration_ms);
+        self.verifications.expire(now_ms, producer_expiration_ms);
         let limit = self.view.high_watermark();
         let topic = Arc::clone(&self.topic);
         let expired = match &mut self.life {
