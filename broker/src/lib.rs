@@ -18,3 +18,4 @@ pub mod replication;
 pub mod server;
 pub mod shard;
 pub mod topics;
+pub mod transaction;

@@ -312,21 +312,6 @@ fn failed(answer: PartitionProduceResponse, failure: Failure) -> PartitionProduc
         .with_error_message(failure.message.map(StrBytes::from_string))
 }
 
-/// The code for an append that failed. Never UNKNOWN_SERVER_ERROR, on which Java producers lose
-/// their sequence (KAFKA-14034).
 fn append_failure(error: AppendError) -> Failure {
-    let code = match &error {
-        AppendError::NotLeader => ErrorCode::NotLeaderOrFollower,
-        AppendError::UnknownPartition => ErrorCode::UnknownTopicOrPartition,
-        AppendError::OutOfOrderSequence(_) => ErrorCode::OutOfOrderSequenceNumber,
-        AppendError::InvalidProducerEpoch(_) => ErrorCode::InvalidProducerEpoch,
-        AppendError::InvalidTxnState(_) => ErrorCode::InvalidTxnState,
-        AppendError::TransactionCoordinatorFenced(_) => ErrorCode::TransactionCoordinatorFenced,
-        AppendError::InvalidRecord(_) => ErrorCode::InvalidRecord,
-        AppendError::Storage(_) => ErrorCode::KafkaStorageError,
-        AppendError::NotEnoughReplicas { .. } => ErrorCode::NotEnoughReplicas,
-        AppendError::NotEnoughReplicasAfterAppend { .. } => ErrorCode::NotEnoughReplicasAfterAppend,
-        AppendError::TimedOut => ErrorCode::RequestTimedOut,
-    };
-    Failure::saying(code, error.to_string())
+    Failure::saying(error.code(), error.to_string())
 }

@@ -5,6 +5,7 @@
 //!           2 │ a Kafka request, framed    to the leader of the metadata log, which answers in a client's stead
 //!           3 │ a hand-over, JSON          to the leader of the partitions
 //!           4 │ what a job needs           to the leader of the partition, see `partition_request`
+//!           5 │ a transaction's marker     to the leader of the partition, see `transaction::markers`
 //! answer    status u8 │ metadata offset i64 │ the command's answer, JSON, or the Kafka response
 //! ```
 //!
@@ -27,12 +28,14 @@ use crate::controller::decide::Refusal;
 use crate::ids::base64;
 use crate::server::connection::Peer;
 use crate::shard::view::PartitionKey;
+use crate::transaction::markers;
 use streamgauge_protocol::error::ErrorCode;
 
 const COMMAND: u8 = 1;
 const KAFKA: u8 = 2;
 const HAND_OVER: u8 = 3;
 const PARTITION: u8 = 4;
+const MARKER: u8 = 5;
 
 const DONE: u8 = 0;
 const NOT_DONE: u8 = 1;
@@ -79,6 +82,7 @@ pub enum ClusterRequest {
     Kafka(Bytes),
     HandOver(HandOver),
     Partition(Bytes),
+    Marker(Bytes),
 }
 
 impl ClusterRequest {
@@ -96,6 +100,10 @@ impl ClusterRequest {
             }
             Self::Partition(request) => {
                 bytes.put_u8(PARTITION);
+                bytes.extend_from_slice(request);
+            }
+            Self::Marker(request) => {
+                bytes.put_u8(MARKER);
                 bytes.extend_from_slice(request);
             }
             Self::HandOver(hand_over) => {
@@ -146,6 +154,9 @@ pub async fn serve(broker: Arc<Broker>, from: i32, payload: Bytes) -> Bytes {
     }
     if let Some((&PARTITION, request)) = payload.split_first() {
         return partition_request::serve(&broker, payload.slice_ref(request)).await;
+    }
+    if let Some((&MARKER, request)) = payload.split_first() {
+        return markers::serve(&broker, payload.slice_ref(request)).await;
     }
     if !broker.controller.is_active() {
         return not_ready();

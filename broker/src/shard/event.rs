@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use raft::eraftpb::Message;
+use streamgauge_protocol::error::ErrorCode;
 use streamgauge_storage::StorageError;
 use streamgauge_storage::log::SyncTicket;
 use streamgauge_storage::producer_state::{
@@ -85,6 +86,26 @@ pub enum AppendError {
     /// It may be committed later, or not.
     #[error("the batch was not committed in time")]
     TimedOut,
+}
+
+impl AppendError {
+    /// What a client is told. Never UNKNOWN_SERVER_ERROR, on which Java producers lose their sequence
+    /// (KAFKA-14034).
+    pub fn code(&self) -> ErrorCode {
+        match self {
+            Self::NotLeader => ErrorCode::NotLeaderOrFollower,
+            Self::UnknownPartition => ErrorCode::UnknownTopicOrPartition,
+            Self::OutOfOrderSequence(_) => ErrorCode::OutOfOrderSequenceNumber,
+            Self::InvalidProducerEpoch(_) => ErrorCode::InvalidProducerEpoch,
+            Self::InvalidTxnState(_) => ErrorCode::InvalidTxnState,
+            Self::TransactionCoordinatorFenced(_) => ErrorCode::TransactionCoordinatorFenced,
+            Self::InvalidRecord(_) => ErrorCode::InvalidRecord,
+            Self::Storage(_) => ErrorCode::KafkaStorageError,
+            Self::NotEnoughReplicas { .. } => ErrorCode::NotEnoughReplicas,
+            Self::NotEnoughReplicasAfterAppend { .. } => ErrorCode::NotEnoughReplicasAfterAppend,
+            Self::TimedOut => ErrorCode::RequestTimedOut,
+        }
+    }
 }
 
 /// What opening a partition needs.
