@@ -44,10 +44,10 @@ impl JobLog for PartitionHandle {
         Box::pin(async move {
             let view = partition.view();
             let stable_offset = view.last_stable_offset();
-            match fetch::read(view, offset, bytes_max, stable_offset, true).await {
-                Ok(read) => Ok(Chunk {
-                    slices: read.slices,
-                    next_offset: read.next_offset,
+            match fetch::read_committed(view, offset, bytes_max, stable_offset, true).await {
+                Ok(committed) => Ok(Chunk {
+                    next_offset: committed.read.next_offset,
+                    slices: committed.into_slices(),
                     stable_offset,
                 }),
                 Err(ReadError::OffsetOutOfRange {

@@ -306,8 +306,9 @@ impl<'a> Running<'a> {
                 }
             }
         }
-        // Where nothing was found below the end, compaction has taken everything away.
-        let read_to = if chunk.slices.is_empty() {
+        // Where nothing was found below the end, compaction has taken everything away. (What was found may have
+        // been of aborted transactions.)
+        let read_to = if chunk.slices.is_empty() && chunk.next_offset <= offset {
             chunk.stable_offset.max(offset)
         } else {
             chunk.next_offset

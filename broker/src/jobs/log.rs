@@ -13,7 +13,8 @@ pub trait JobLog: Send + Sync + 'static {
     /// each future resolves once its batch has committed, to the batch's first offset.
     fn append(&self, batch: Bytes) -> BoxFuture<'static, Result<i64, LogError>>;
 
-    /// Whole batches from the one that holds `offset`, below [`JobLog::stable_offset`]: about `bytes_max` bytes, one batch at least.
+    /// Whole batches from the one that holds `offset`, below [`JobLog::stable_offset`], without those of aborted transactions: about
+    /// `bytes_max` bytes, one batch at least.
     fn read(&self, offset: i64, bytes_max: usize) -> BoxFuture<'static, Result<Chunk, LogError>>;
 
     /// Resolves once the positions here are at least those that the leader has now.

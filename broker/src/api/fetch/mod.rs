@@ -4,7 +4,8 @@
 //! whatever its size. A request with too little to send waits for commits, for at most its
 //! `max_wait_ms`; an error in any partition ends the wait. Records go from the log's mapping to
 //! the socket without a copy; what may not be in memory is first brought in on a thread that may
-//! block. Sessions: [`session`] (KIP-227). Leader hints: KIP-951. Brokers replicate with Raft, so
+//! block. With `read_committed` they end at the last stable offset and come with the list of aborted
+//! transactions (KIP-98), from followers as well. Sessions: [`session`] (KIP-227). Leader hints: KIP-951. Brokers replicate with Raft, so
 //! a request that gives a replica id is told that nobody leads here.
 //!
 //! Consumers may read from any replica from version 11 on (KIP-392). The leader sends those that
@@ -12,6 +13,7 @@
 //! serves what it knows to be committed, and as Kafka's it answers with no records up to its log's
 //! end and with OFFSET_OUT_OF_RANGE beyond, on which a consumer asks the leader again.
 
+mod read;
 mod selector;
 pub mod session;
 
@@ -21,10 +23,11 @@ use std::time::Duration;
 
 use streamgauge_protocol::error::ErrorCode;
 use streamgauge_protocol::fetch_response::{
-    CurrentLeader, FetchPartition, FetchResponse, FetchTopic, NodeEndpoint,
+    self, CurrentLeader, FetchPartition, FetchResponse, FetchTopic, NodeEndpoint,
 };
 use streamgauge_protocol::messages::protocol::StrBytes;
-use streamgauge_storage::log::{ReadError, ReadSlices};
+use streamgauge_storage::AbortedTransaction;
+use streamgauge_storage::log::ReadError;
 use tokio::time::Instant;
 use uuid::Uuid;
 
@@ -34,6 +37,7 @@ use crate::clock;
 use crate::shard::handle::PartitionHandle;
 use crate::shard::view::PartitionView;
 use crate::topics::TopicHandle;
+pub use read::{Committed, read, read_committed};
 use session::{NO_SESSION, PartitionKey, Plan, SessionRequest, Told, TopicKey, Wanted};
 
 const SESSION_VERSION: i16 = 7;
@@ -279,10 +283,6 @@ async fn read_part(
     }
     let partition_max = usize::try_from(wanted.partition_max_bytes).unwrap_or(0);
     let (high_watermark, last_stable_offset) = (view.high_watermark(), view.last_stable_offset());
-    let offset_limit = match limits.read_committed {
-        true => last_stable_offset,
-        false => high_watermark,
-    };
     if view.is_serving()
         && let Some(preferred) = selector::preferred(&context.broker, view, &limits.rack)
         && (view.log_start_offset()..=high_watermark).contains(&wanted.fetch_offset)
@@ -298,24 +298,36 @@ async fn read_part(
         });
     }
     let bytes_max = partition_max.min(bytes_left);
-    let read = read(
-        view,
-        wanted.fetch_offset,
-        bytes_max,
-        offset_limit,
-        at_least_one,
-    )
-    .await;
+    let read = match limits.read_committed {
+        true => read_committed(
+            view,
+            wanted.fetch_offset,
+            bytes_max,
+            last_stable_offset,
+            at_least_one,
+        )
+        .await
+        .map(|committed| (committed.read, Some(committed.aborted))),
+        false => read(
+            view,
+            wanted.fetch_offset,
+            bytes_max,
+            high_watermark,
+            at_least_one,
+        )
+        .await
+        .map(|read| (read, None)),
+    };
     let mut limited = false;
     let answer = match read {
-        Ok(read) => {
+        Ok((read, aborted)) => {
             limited = read.limited && partition_max <= bytes_left;
             FetchPartition {
                 partition_index: key.1,
                 high_watermark,
                 last_stable_offset,
                 log_start_offset: view.log_start_offset(),
-                aborted_transactions: limits.read_committed.then(Vec::new),
+                aborted_transactions: aborted.map(|aborted| aborted.iter().map(told).collect()),
                 records: read.slices,
                 ..FetchPartition::default()
             }
@@ -333,6 +345,13 @@ async fn read_part(
     }
 }
 
+fn told(aborted: &AbortedTransaction) -> fetch_response::AbortedTransaction {
+    fetch_response::AbortedTransaction {
+        producer_id: aborted.producer_id,
+        first_offset: aborted.first_offset,
+    }
+}
+
 fn partition(topics: &Topics, key: &PartitionKey) -> Result<PartitionHandle, ErrorCode> {
     let (topic, index) = key;
     let Some(found) = topics.get(topic).and_then(Option::as_ref) else {
@@ -342,30 +361,6 @@ fn partition(topics: &Topics, key: &PartitionKey) -> Result<PartitionHandle, Err
         });
     };
     found.open_partition(*index)
-}
-
-/// Reads on this thread what is in memory, and elsewhere what may have to come from the disk.
-pub async fn read(
-    view: &PartitionView,
-    offset: i64,
-    bytes_max: usize,
-    offset_limit: i64,
-    at_least_one: bool,
-) -> Result<ReadSlices, ReadError> {
-    let reader = view.reader();
-    if !reader.is_cold(offset) {
-        return reader.read(offset, bytes_max, offset_limit, at_least_one);
-    }
-    let reader = reader.clone();
-    let blocking = tokio::task::spawn_blocking(move || {
-        let read = reader.read(offset, bytes_max, offset_limit, at_least_one)?;
-        read.populate();
-        Ok(read)
-    });
-    match blocking.await {
-        Ok(read) => read,
-        Err(error) => Err(ReadError::Io(std::io::Error::other(error))),
-    }
 }
 
 /// Whether this broker may answer for the partition, at the epoch that the client knows (KIP-320).
