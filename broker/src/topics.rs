@@ -100,7 +100,11 @@ impl TopicHandle {
         let partitions = self.partitions.load();
         let damaged = (0..).zip(partitions.iter());
         damaged
-            .filter(|(_, slot)| matches!(slot, Slot::Damaged))
+            .filter(|(_, slot)| match slot {
+                Slot::Here(partition) => partition.view().is_damaged(),
+                Slot::Damaged => true,
+                Slot::Elsewhere | Slot::Offline => false,
+            })
             .map(|(index, _)| index)
             .collect()
     }

@@ -72,6 +72,8 @@ pub enum GroupError {
          this replica has lost what it acknowledged"
     )]
     LostEntries { committed: u64, last: u64 },
+    #[error("this replica's log cannot be read: {0}")]
+    Unreadable(StorageError),
     #[error(transparent)]
     StartHere(#[from] StartHereError),
     #[error("the group's state could not be saved: {0}")]
@@ -159,6 +161,16 @@ pub struct RaftGroup {
     pace: pace::Pace,
 }
 
+impl GroupError {
+    /// Whether the replica does not hold what it acknowledged, so that another has to take its place.
+    pub fn is_damage(&self) -> bool {
+        matches!(
+            self,
+            Self::LostEntries { .. } | Self::Unreadable(StorageError::Corrupt(_))
+        )
+    }
+}
+
 impl RaftGroup {
     /// How far a recovered log is known to be committed. The saved commit index is but a hint:
     /// raft-rs panics on one outside the log, so it is brought inside. A group of one voter has
@@ -238,11 +250,7 @@ impl RaftGroup {
             max_committed_size_per_ready: raft::NO_LIMIT,
             ..Config::default()
         };
-        let storage = LogStorage {
-            log,
-            hard_state,
-            membership,
-        };
+        let storage = LogStorage::new(log, hard_state, membership);
         let mut raw =
             RawNode::new(&config, storage, &raft_logger::logger()).map_err(GroupError::Start)?;
         if sole_voter {
@@ -596,6 +604,7 @@ impl RaftGroup {
     ///
     /// After an error the group must not be driven again; [`Self::into_parts`] gives its log back.
     pub fn drive(&mut self, now_ms: i64) -> Result<Progress, GroupError> {
+        self.check_readable()?;
         let mut progress = Progress {
             proposals_refused: !self.hand_over_proposals()?,
             ..Progress::default()
@@ -646,6 +655,18 @@ impl RaftGroup {
         self.apply(committed, &mut progress)?;
         self.changed();
         Ok(progress)
+    }
+
+    /// A leader whose log cannot be read cannot bring up others. The only voter goes on: there is nobody else.
+    fn check_readable(&self) -> Result<(), GroupError> {
+        let Some(error) = self.raw.store().unread.take() else {
+            return Ok(());
+        };
+        if self.membership().is_sole_voter(self.raw.raft.id) {
+            tracing::error!(%error, "the log cannot be read for a follower");
+            return Ok(());
+        }
+        Err(GroupError::Unreadable(error))
     }
 
     /// Replaces the log by an empty one that begins where the leader says.

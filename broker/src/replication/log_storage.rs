@@ -5,12 +5,14 @@
 //! it gets stubs: index, term and kind, but no record bytes, since a batch is already in its file
 //! and is read from there by consumers. Entries for followers are read in full.
 
+use std::cell::RefCell;
+
 use bytes::Bytes;
 use raft::eraftpb::{Entry as RaftEntry, EntryType, HardState, Snapshot};
 use raft::{GetEntriesContext, RaftState, Storage, StorageError as RaftStorageError};
 use streamgauge_protocol::batch::{BATCH_PREFIX_BYTES, StampedBatch};
 use streamgauge_storage::log::{Entry, EntryStub, Log};
-use streamgauge_storage::{RaftIndex, Term};
+use streamgauge_storage::{RaftIndex, StorageError, Term};
 
 use super::membership::Membership;
 
@@ -44,6 +46,19 @@ pub struct LogStorage {
     pub log: Log,
     pub hard_state: HardState,
     pub membership: Membership,
+    /// What could not be read for a follower. Raft can only be told to wait.
+    pub unread: RefCell<Option<StorageError>>,
+}
+
+impl LogStorage {
+    pub fn new(log: Log, hard_state: HardState, membership: Membership) -> Self {
+        Self {
+            log,
+            hard_state,
+            membership,
+            unread: RefCell::new(None),
+        }
+    }
 }
 
 /// An entry of Raft's is not one of ours.
@@ -175,7 +190,13 @@ impl Storage for LogStorage {
         let bytes_max = max_size.into().unwrap_or(u64::MAX);
         match self.log.entries(low, high, bytes_max) {
             Ok(entries) => Ok(entries.into_iter().map(log_entry_to_raft).collect()),
-            Err(error) => Err(storage_failure(error)),
+            Err(error) => {
+                // Any other error would have the follower begin anew, which does not mend this log.
+                self.unread.replace(Some(error));
+                Err(raft::Error::Store(
+                    RaftStorageError::LogTemporarilyUnavailable,
+                ))
+            }
         }
     }
 

@@ -240,7 +240,10 @@ impl Partition {
         };
         group.allow_rest(may_rest.then_some(own));
         if let Err(error) = group.step(message) {
-            self.fail(&error.to_string());
+            match error.is_damage() {
+                true => self.fail_damaged(&error),
+                false => self.fail(&error.to_string()),
+            }
         } else {
             self.answer_held();
         }

@@ -511,3 +511,28 @@ fn a_term_that_nobody_has_won_is_no_leader_epoch() {
         .collect();
     assert!(epochs[0] > 0 && epochs.iter().all(|epoch| *epoch == epochs[0]));
 }
+
+#[test]
+fn a_leader_that_cannot_read_its_log_for_a_follower_leaves_the_others_to_lead() {
+    let mut trio = Trio::start(1);
+    trio.nodes[2].is_cut_off = true;
+    for _ in 0..20 {
+        assert!(trio.append(Acks::All, 1_000).try_recv().unwrap().is_ok());
+        trio.run(100);
+    }
+    assert!(trio.is_served_by(0));
+    let directory = trio.directory.path().join("0").join("t-0");
+    let path = directory.join(format!("{:020}.log", 0));
+    let mut bytes = std::fs::read(&path).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    std::fs::write(&path, bytes).unwrap();
+    trio.nodes[2].is_cut_off = false;
+    trio.run(5_000);
+    assert!(trio.nodes[0].view.is_damaged());
+    assert!(!trio.is_served_by(0));
+    let others = [1, 2];
+    assert!(others.into_iter().any(|node| trio.is_served_by(node)));
+    let held = others.map(|node| trio.nodes[node].view.high_watermark());
+    assert_eq!(held, [20, 20], "the follower has caught up with another");
+}

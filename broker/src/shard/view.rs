@@ -33,6 +33,7 @@ pub struct PartitionView {
     /// Led from here, and the first entry of the leader's term is committed.
     serving: AtomicBool,
     deleted: AtomicBool,
+    damaged: AtomicBool,
     waiters: Waiters,
 }
 
@@ -49,6 +50,7 @@ impl PartitionView {
             settled: AtomicU64::new(0),
             serving: AtomicBool::new(false),
             deleted: AtomicBool::new(false),
+            damaged: AtomicBool::new(false),
             waiters: Waiters::default(),
         }
     }
@@ -74,6 +76,16 @@ impl PartitionView {
 
     pub fn log_start_offset(&self) -> i64 {
         self.reader.log_start_offset()
+    }
+
+    /// Whether the replica was found not to hold what it acknowledged.
+    pub fn is_damaged(&self) -> bool {
+        self.damaged.load(Ordering::Acquire)
+    }
+
+    /// It does not, and takes no more part.
+    pub fn publish_damaged(&self) {
+        self.damaged.store(true, Ordering::Release);
     }
 
     /// The broker that leads, as far as this replica knows; -1 if it knows of none.

@@ -53,6 +53,10 @@ impl Partition {
             // A sync that failed has ended more than this write.
             return;
         }
+        if error.is_damage() {
+            self.fail_damaged(error);
+            return;
+        }
         if self.log().is_some_and(Log::has_failed) {
             // Not a disk that was full: what its files hold is not known.
             self.fail(&error.to_string());
@@ -159,6 +163,12 @@ impl Partition {
             self.view
                 .publish_leadership(-1, self.view.leader_epoch(), false);
         }
+    }
+
+    /// The replica does not hold what it acknowledged: another has to take its place.
+    pub fn fail_damaged(&mut self, error: &GroupError) {
+        self.fail(&error.to_string());
+        self.view.publish_damaged();
     }
 
     fn fail_pending(&mut self, reason: &str) {
