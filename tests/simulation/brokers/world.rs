@@ -732,7 +732,7 @@ impl World {
                 let moving = image
                     .topics()
                     .find(|topic| topic.reassignments().next().is_some())?;
-                Some(format!("{} moves", moving.name))
+                Some(format!("{} moves: {:?}", moving.name, moving.moved))
             });
             damaged.or(moving)
         })
@@ -874,8 +874,9 @@ impl World {
             .collect();
         let tally = self.groups.tally();
         format!(
-            "unled {:?}, groups {tally:?}, {} orders, {} results, {brokers:?}",
+            "unled {:?}, damaged {:?}, groups {tally:?}, {} orders, {} results, {brokers:?}",
             self.unled(),
+            self.damaged(),
             self.orders.acknowledged_count(),
             self.results().len(),
         )
