@@ -470,6 +470,34 @@ proptest! {
         world.disk.flip_bit(&path, bit.index(len * 8));
         check_flipped(&world, &path);
     }
+
+    #[test]
+    fn damage_stays_damage_after_a_loss_of_power(
+        steps in prop::collection::vec(operation(), 10..50),
+        bit in any::<prop::sample::Index>(),
+        noted in any::<bool>(),
+    ) {
+        let mut world = World::new();
+        for step in &steps {
+            world.apply(step).unwrap();
+        }
+        world.apply(&Operation::Sync).unwrap();
+        if noted {
+            let _ = world.log.write_recovery_point();
+        }
+        let synced = Log::recovery_point(&world.disk, &directory());
+        let path = directory().join(format!("{:020}.log", synced.base_offset));
+        prop_assume!(synced.position > 0);
+        world.disk.flip_bit(&path, bit.index(synced.position as usize * 8));
+        let found = |world: &World| {
+            let opened = Log::open(Arc::clone(&world.handle), &directory(), config(), 0);
+            opened.map_or(true, |(_, report)| report.corruption.is_some())
+        };
+        let before = found(&world);
+        // Of what was not synced nothing survives.
+        world.disk.crash(&mut || 0);
+        prop_assert_eq!(found(&world), before);
+    }
 }
 
 /// Opening says that something is wrong, or reading does, or nothing is.

@@ -17,7 +17,9 @@ use std::sync::atomic::Ordering;
 use streamgauge_protocol::batch::{BATCH_HEADER_BYTES, BATCH_PREFIX_BYTES};
 
 use super::append::{frame_of, place_of, reserve_bytes};
-use super::checkpoints::{RecoveryPoint, StartCheckpoint, read_recovery_point};
+use super::checkpoints::{
+    RECOVERY_POINT_FILE, RecoveryPoint, StartCheckpoint, read_recovery_point,
+};
 use super::create::{METADATA_FILE, remove_log};
 use super::{Log, LogConfig, LogStart, Shared, SyncedPoint};
 use crate::disk::Disk;
@@ -26,7 +28,9 @@ use crate::error::{Corruption, StorageError};
 use crate::frames::Frames;
 use crate::ids::{RaftIndex, Term};
 use crate::raft_index::{self, EntryPlace, SegmentSummary};
-use crate::segment::{AppendedFrame, NO_TIMESTAMP, Segment, base_offset_of, file_name};
+use crate::segment::{
+    AppendedFrame, NO_TIMESTAMP, Segment, base_offset_of, file_name, read_whole, replace_file,
+};
 use crate::segment_index::SparseIndex;
 
 /// Read at once when looking whether a tail is nothing but zeros.
@@ -170,6 +174,9 @@ impl Opening<'_> {
         }
         if self.report.corruption.is_none() {
             log.settle_tail(found.file_bytes, self.report.scanned_entries > 0)?;
+        } else if let Err(error) = keep_recovery_point(&*log.disk, &log.directory) {
+            let directory = log.directory.display();
+            tracing::warn!(%directory, %error, "after a loss of power, damage may be taken for a torn tail");
         }
         Ok((log, self.report))
     }
@@ -558,4 +565,14 @@ fn is_torn(error: &io::Error) -> bool {
         error.kind(),
         io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof
     )
+}
+/// What tells damage from a torn tail may not be durable yet.
+fn keep_recovery_point(disk: &dyn Disk, directory: &Path) -> std::io::Result<()> {
+    let path = directory.join(RECOVERY_POINT_FILE);
+    if disk.exists(&path)? {
+        let bytes = read_whole(disk, &path)?;
+        replace_file(disk, &path, &bytes)?;
+        disk.sync_dir(directory)?;
+    }
+    Ok(())
 }
