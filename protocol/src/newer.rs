@@ -4,9 +4,11 @@
 //! message leaves this module and nothing else changes.
 
 mod log_dirs;
+mod markers;
 mod offsets;
 
 pub use log_dirs::Cordonable;
+pub use markers::{TxnMarker, TxnMarkers};
 
 use anyhow::{Result, bail, ensure};
 use kafka_protocol::protocol::StrBytes;

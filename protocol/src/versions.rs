@@ -70,6 +70,8 @@ pub const APIS: &[Api] = &[
     api(21, "DeleteRecords", 0, 2, 2),
     api(22, "InitProducerId", 0, 5, 2),
     api(23, "OffsetForLeaderEpoch", 2, 4, 4),
+    // Version 2 is read by `newer`.
+    api(27, "WriteTxnMarkers", 1, 2, 1),
     api(32, "DescribeConfigs", 1, 4, 4),
     api(33, "AlterConfigs", 0, 2, 2),
     // Version 5 is coded by `newer`.

@@ -36,6 +36,7 @@ pub mod offset_for_leader_epoch;
 pub mod produce;
 pub mod sync_group;
 pub mod unregister_broker;
+pub mod write_txn_markers;
 
 #[cfg(test)]
 mod config_fixture;
@@ -320,6 +321,7 @@ fn dispatch(request: Request) -> Result<Handling, RequestError> {
         ApiKey::CreatePartitions => request.answer(create_partitions::handle),
         ApiKey::InitProducerId => request.answer(init_producer_id::handle),
         ApiKey::OffsetForLeaderEpoch => request.answer(offset_for_leader_epoch::handle),
+        ApiKey::WriteTxnMarkers => request.answer(write_txn_markers::handle),
         ApiKey::DescribeConfigs => request.answer(configs::describe),
         ApiKey::AlterConfigs => request.answer(configs::alter),
         ApiKey::IncrementalAlterConfigs => request.answer(configs::incremental_alter),

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use streamgauge_protocol::frame::{self, FrameError};
 use streamgauge_protocol::messages::messages as m;
 use streamgauge_protocol::messages::protocol::Decodable;
-use streamgauge_protocol::newer::Newer;
+use streamgauge_protocol::newer::{Newer, TxnMarkers};
 use streamgauge_protocol::versions::Api;
 
 /// Calls a function of a request type with the type that an API key has.
@@ -30,6 +30,7 @@ macro_rules! with_request_type {
             21 => $function::<m::DeleteRecordsRequest>($($argument),*),
             22 => $function::<m::InitProducerIdRequest>($($argument),*),
             23 => $function::<m::OffsetForLeaderEpochRequest>($($argument),*),
+            27 => $function::<TxnMarkers>($($argument),*),
             32 => $function::<m::DescribeConfigsRequest>($($argument),*),
             33 => $function::<m::AlterConfigsRequest>($($argument),*),
             35 => $function::<Newer<m::DescribeLogDirsRequest>>($($argument),*),

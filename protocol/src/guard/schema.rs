@@ -68,6 +68,7 @@ pub(super) fn fields(api_key: i16) -> Option<&'static [Field]> {
         21 => DELETE_RECORDS,
         22 => INIT_PRODUCER_ID,
         23 => OFFSET_FOR_LEADER_EPOCH,
+        27 => WRITE_TXN_MARKERS,
         32 => DESCRIBE_CONFIGS,
         33 => ALTER_CONFIGS,
         35 => DESCRIBE_LOG_DIRS,
@@ -329,6 +330,20 @@ const OFFSET_FOR_LEADER_EPOCH: &[Field] = &[
             fixed(4),          // leader_epoch
         ]), // partitions
     ]), // topics
+];
+
+const WRITE_TXN_MARKERS: &[Field] = &[
+    array(&[
+        fixed(8), // producer_id
+        fixed(2), // producer_epoch
+        fixed(1), // transaction_result
+        array(&[
+            text(),     // name
+            numbers(4), // partition_indexes
+        ]), // topics
+        fixed(4), // coordinator_epoch
+        fixed(1).since(2), // transaction_version
+    ]), // markers
 ];
 
 const DESCRIBE_CONFIGS: &[Field] = &[
