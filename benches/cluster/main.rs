@@ -1,6 +1,7 @@
 //! Three Streamgauge brokers and three of Apache Kafka in turn under the same load, replication factor 3.
 //!
-//! See `benches/README.md`. Environment as for `side_by_side`; `BENCH_PART` is `log`, `latency`, `failover`, `move` or `many`.
+//! See `benches/README.md`. Environment as for `side_by_side`; `BENCH_PART` is `log`, `latency`, `failover`, `move` or `many`,
+//! `BENCH_WARM_UPS` how many rounds come before those that count.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -36,9 +37,15 @@ fn main() {
         .filter(|peer| only.as_ref().is_none_or(|only| only == peer.name()))
         .filter_map(Cluster::start)
         .collect();
-    for round in 0..=repeats {
+    // A virtual machine compiles what is used often, in several steps.
+    let warm_ups: usize = std::env::var("BENCH_WARM_UPS")
+        .map_or(4, |text| text.parse().expect("BENCH_WARM_UPS"));
+    for round in 0..warm_ups + repeats {
         let mut warm_up = Table::default();
-        let into = if round == 0 { &mut warm_up } else { &mut table };
+        let into = match round < warm_ups {
+            true => &mut warm_up,
+            false => &mut table,
+        };
         for cluster in &mut clusters {
             eprintln!("round {round}: {}", cluster.peer.name());
             if wanted("log") {

@@ -41,7 +41,7 @@ for bug in "${bugs[@]}"; do
   RUST_BACKTRACE=0 SIMULATION_SEEDS=$seeds timeout "${SECONDS_MAX:-240}" \
     cargo test --quiet -p streamgauge-tests --test "$target" -- --nocapture whatever_fails \
     >"$copy/run" 2>&1 || code=$?
-  if seed=$(grep -o 'SIMULATION_SEED=[0-9]*' "$copy/run"); then
+  if seed=$(grep -o -m1 'SIMULATION_SEED=[0-9]*' "$copy/run"); then
     found=$((${seed#*=} + 1))
     said=$(grep -A3 -m1 'panicked at' "$copy/run" | sed -e 1d -e '/^note/d' -e '/simulation failed/d' |
       tr -s '\n ' ' ' | cut -c1-110)
