@@ -17,7 +17,6 @@ use std::sync::Arc;
 
 use bytes::{BufMut, Bytes, BytesMut};
 use serde::{Deserialize, Serialize};
-use tokio::sync::Notify;
 use uuid::Uuid;
 
 use super::partition_request;
@@ -191,10 +190,7 @@ fn done(broker: &Broker, answer: &[u8]) -> Bytes {
 }
 
 async fn kafka(broker: &Arc<Broker>, frame: Bytes) -> Option<Vec<u8>> {
-    let peer = Peer {
-        address: SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)),
-        changed: Arc::new(Notify::new()),
-    };
+    let peer = Peer::new(SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)));
     let answer = api::handle_here(broker, &peer, frame).ok()?.answer.await;
     let pieces = answer.ok()?.pieces;
     Some(

@@ -20,6 +20,7 @@ use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
 use super::memory::MemoryPermit;
+use crate::api::produce::transactional::Turns;
 use crate::api::{self, Answer, Handling, RequestFuture};
 use crate::broker::Broker;
 
@@ -58,6 +59,18 @@ pub struct Peer {
     pub address: SocketAddr,
     /// One waiter for the whole connection: a fetch registers it with the partitions it waits for.
     pub changed: Arc<Notify>,
+    /// The order of its transactional produce requests.
+    pub turns: Turns,
+}
+
+impl Peer {
+    pub fn new(address: SocketAddr) -> Self {
+        Self {
+            address,
+            changed: Arc::new(Notify::new()),
+            turns: Turns::default(),
+        }
+    }
 }
 
 type Waiting = std::pin::Pin<
@@ -74,10 +87,7 @@ pub async fn serve(
     stream.set_nodelay(true)?;
     let idle_max = Duration::from_millis(broker.config.connections_max_idle_ms.unsigned_abs());
     let connection = Connection {
-        peer: Peer {
-            address,
-            changed: Arc::new(Notify::new()),
-        },
+        peer: Peer::new(address),
         broker,
         stream,
         received: BytesMut::new(),

@@ -1,3 +1,4 @@
 //! Transactions (KIP-98, KIP-890): what a transaction's coordinator and the leaders of its partitions say to one another.
 
 pub mod markers;
+pub mod verify;

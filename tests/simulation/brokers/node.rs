@@ -24,7 +24,7 @@ use streamgauge_storage::disk::Disk;
 use streamgauge_storage::disk::sim::SimDisk;
 use streamgauge_storage::log::{Log, SyncTicket};
 use tokio::runtime::Runtime;
-use tokio::sync::{Notify, watch};
+use tokio::sync::watch;
 
 use crate::host;
 use crate::network::{Content, Letter, Network, Place, Wire, broker_id};
@@ -345,10 +345,7 @@ impl Node {
 
 /// As a connection does it.
 async fn serve_client(broker: &Arc<Broker>, frame: Bytes) -> Option<Bytes> {
-    let peer = Peer {
-        address: SocketAddr::from((Ipv4Addr::LOCALHOST, 1)),
-        changed: Arc::new(Notify::new()),
-    };
+    let peer = Peer::new(SocketAddr::from((Ipv4Addr::LOCALHOST, 1)));
     let answer = api::handle(broker, &peer, frame).ok()?.answer.await.ok()?;
     let bytes: Vec<u8> = answer
         .pieces

@@ -4,7 +4,9 @@
 //! connection's task, and stamped and appended by its shard; the order of requests is the order in
 //! the log. `acks=0` gets no answer, and an error then closes the connection, so that the client
 //! looks up its leaders again. Leader hints (KIP-951) come with NOT_LEADER_OR_FOLLOWER from
-//! version 10 on; topics are named by id from version 13 on.
+//! version 10 on; topics are named by id from version 13 on. Transactional producers: [`transactional`].
+
+pub mod transactional;
 
 use std::sync::Arc;
 
@@ -14,7 +16,7 @@ use streamgauge_protocol::compression::Compression;
 use streamgauge_protocol::error::ErrorCode;
 use streamgauge_protocol::messages::protocol::StrBytes;
 
-use super::kafka::produce_request::{PartitionProduceData, ProduceRequest};
+use super::kafka::produce_request::{PartitionProduceData, ProduceRequest, TopicProduceData};
 use super::kafka::produce_response::{
     BatchIndexAndErrorMessage, LeaderIdAndEpoch, NodeEndpoint, PartitionProduceResponse,
     ProduceResponse, TopicProduceResponse,
@@ -26,6 +28,8 @@ use crate::config::{CompressionType, TimestampType, TopicConfig};
 use crate::shard::event::{Acks, AppendError, Appended};
 use crate::shard::handle::PendingAppend;
 use crate::topics::TopicHandle;
+use streamgauge_storage::producer_state::VerificationGuard;
+use transactional::{Turn, Verified};
 
 /// First version that names topics by id.
 const TOPIC_ID_VERSION: i16 = 13;
@@ -38,7 +42,8 @@ enum Part {
     Failed(Failure),
 }
 
-struct Failure {
+#[derive(Debug, Clone)]
+pub struct Failure {
     code: ErrorCode,
     message: Option<String>,
     records: Vec<(i32, String)>,
@@ -70,9 +75,10 @@ pub fn handle(request: Request) -> Result<Handling, RequestError> {
     );
     let context = request.context;
     let acks = produce.acks;
-    let topics = send(&context, produce);
+    let sent = Sent::begin(&context, produce);
     Ok(Handling {
         answer: Box::pin(async move {
+            let topics = sent.finish(&context).await;
             let response = collect(&context, topics).await;
             if acks == 0 {
                 let failed = response
@@ -90,48 +96,93 @@ pub fn handle(request: Request) -> Result<Handling, RequestError> {
     })
 }
 
+/// A request on its way to its partitions.
+enum Sent {
+    /// It has reached them.
+    All(Vec<SentTopic>),
+    /// Its transaction's coordinator is to be asked first, and requests before it are to be sent.
+    Unverified(ProduceRequest, Turn),
+}
+
+impl Sent {
+    fn begin(context: &Context, request: ProduceRequest) -> Self {
+        if request.transactional_id.is_some() {
+            return Self::Unverified(request, context.peer.turns.take());
+        }
+        let verified = match transactional::lacks_transactional_id(&request) {
+            true => Err(Failure::new(ErrorCode::TransactionalIdAuthorizationFailed)),
+            false => Ok(Verified::new()),
+        };
+        Self::All(send(context, request, verified))
+    }
+
+    async fn finish(self, context: &Context) -> Vec<SentTopic> {
+        match self {
+            Self::All(topics) => topics,
+            Self::Unverified(request, mut turn) => {
+                turn.comes().await;
+                let verified = transactional::verified(context, &request).await;
+                send(context, request, verified)
+            }
+        }
+    }
+}
+
+/// The topic that a part of a request names.
+fn find_topic(context: &Context, data: &TopicProduceData) -> Option<Arc<TopicHandle>> {
+    match context.version >= TOPIC_ID_VERSION {
+        true => context.broker.topics.by_id(data.topic_id),
+        false => context.broker.topics.by_name(&data.name),
+    }
+}
+
 struct SentTopic {
     name: TopicName,
     topic_id: uuid::Uuid,
     partitions: Vec<(i32, Part)>,
 }
 
-fn send(context: &Context, request: ProduceRequest) -> Vec<SentTopic> {
+/// Sends every part to its partition, or refuses it as `verified` says.
+fn send(
+    context: &Context,
+    request: ProduceRequest,
+    mut verified: Result<Verified, Failure>,
+) -> Vec<SentTopic> {
     let acks = match request.acks {
         0 => Some(Acks::None),
         1 => Some(Acks::Leader),
         -1 => Some(Acks::All),
         _ => None,
     };
-    let transactional = request.transactional_id.is_some();
     let wait_ms_max = i64::from(request.timeout_ms.max(0));
     let now_ms = clock::now_ms();
     request
         .topic_data
         .into_iter()
-        .map(|data| {
+        .enumerate()
+        .map(|(topic_at, data)| {
             let by_id = context.version >= TOPIC_ID_VERSION;
-            let topic = match by_id {
-                true => context.broker.topics.by_id(data.topic_id),
-                false => context.broker.topics.by_name(&data.name),
-            };
+            let topic = find_topic(context, &data);
             let partitions = data
                 .partition_data
                 .into_iter()
-                .map(|partition| {
+                .enumerate()
+                .map(|(at, partition)| {
                     let index = partition.index;
+                    let guard = match &mut verified {
+                        Ok(verified) => verified.remove(&(topic_at, at)).unwrap_or(Ok(None)),
+                        Err(failure) => Err(failure.clone()),
+                    };
                     let part = match (&topic, acks) {
-                        _ if transactional => Part::Failed(Failure::saying(
-                            ErrorCode::InvalidTxnState,
-                            "this broker has no transactions yet",
-                        )),
                         (_, None) => Part::Failed(Failure::new(ErrorCode::InvalidRequiredAcks)),
                         (None, _) if by_id => Part::Failed(Failure::new(ErrorCode::UnknownTopicId)),
                         (None, _) => Part::Failed(Failure::new(ErrorCode::UnknownTopicOrPartition)),
-                        (Some(topic), Some(acks)) => {
-                            send_part(context, topic, partition, acks, wait_ms_max, now_ms)
-                                .map_or_else(Part::Failed, Part::Pending)
-                        }
+                        (Some(topic), Some(acks)) => guard
+                            .and_then(|guard| {
+                                let within = (acks, wait_ms_max);
+                                send_part(context, topic, partition, within, guard, now_ms)
+                            })
+                            .map_or_else(Part::Failed, Part::Pending),
                     };
                     (index, part)
                 })
@@ -149,8 +200,8 @@ fn send_part(
     context: &Context,
     topic: &Arc<TopicHandle>,
     data: PartitionProduceData,
-    acks: Acks,
-    wait_ms_max: i64,
+    (acks, wait_ms_max): (Acks, i64),
+    guard: Option<VerificationGuard>,
     now_ms: i64,
 ) -> Result<PendingAppend, Failure> {
     if topic.is_internal() {
@@ -178,7 +229,7 @@ fn send_part(
     }
     let rules = rules(&config, context.version);
     let validated = validate(batch, &rules, now_ms).map_err(refused)?;
-    Ok(partition.append_within(validated.batch, acks, wait_ms_max))
+    Ok(partition.append_verified(validated.batch, acks, wait_ms_max, guard))
 }
 
 fn rules(config: &TopicConfig, produce_version: i16) -> ValidationRules {
