@@ -38,8 +38,8 @@ fn main() {
         .filter_map(Cluster::start)
         .collect();
     // A virtual machine compiles what is used often, in several steps.
-    let warm_ups: usize = std::env::var("BENCH_WARM_UPS")
-        .map_or(4, |text| text.parse().expect("BENCH_WARM_UPS"));
+    let warm_ups: usize =
+        std::env::var("BENCH_WARM_UPS").map_or(4, |text| text.parse().expect("BENCH_WARM_UPS"));
     for round in 0..warm_ups + repeats {
         let mut warm_up = Table::default();
         let into = match round < warm_ups {
