@@ -22,7 +22,7 @@ const READ_BYTES: usize = 64 * 1024;
 const API_VERSIONS_VERSION: i16 = 0;
 
 #[derive(Debug)]
-pub(super) struct Connection {
+pub(crate) struct Connection {
     address: String,
     stream: TcpStream,
     client_id: String,

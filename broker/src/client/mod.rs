@@ -5,7 +5,7 @@
 
 pub mod admin;
 pub mod cluster;
-mod connection;
+pub(crate) mod connection;
 pub mod consumer;
 pub mod error;
 pub mod group;

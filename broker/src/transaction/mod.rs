@@ -2,3 +2,6 @@
 
 pub mod markers;
 pub mod verify;
+
+#[cfg(test)]
+mod tests;
