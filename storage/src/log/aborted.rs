@@ -43,10 +43,14 @@ impl Log {
         let mut is_any = false;
         for segment in self.shared.segments.load().iter() {
             let path = segment.path(SUFFIX);
-            is_any |= segment
-                .aborted()
+            let aborted = segment.aborted();
+            is_any |= aborted
                 .save(&*self.disk, &path)
                 .map_err(|error| StorageError::io("write", &path, error))?;
+            if segment.is_sealed() {
+                // Few read that far back, and memory is not to grow with the log.
+                aborted.unload();
+            }
         }
         match is_any {
             true => self

@@ -12,6 +12,7 @@ use streamgauge_protocol::compression::Compression;
 
 use super::*;
 use crate::disk::real::RealDisk;
+use crate::producer_state::{ProducerBatch, ProducerState, TransactionMarker, TransactionResult};
 
 fn config() -> LogConfig {
     LogConfig {
@@ -52,7 +53,6 @@ fn append(log: &mut Log, step: i64) {
 }
 
 fn dump(directory: &Path, suffix: &str, options: &[&str]) -> String {
-    let libs = std::env::var("STREAMGAUGE_KAFKA_LIBS").expect("STREAMGAUGE_KAFKA_LIBS is not set");
     let mut files: Vec<String> = std::fs::read_dir(directory)
         .unwrap()
         .map(|found| found.unwrap().path().display().to_string())
@@ -60,8 +60,17 @@ fn dump(directory: &Path, suffix: &str, options: &[&str]) -> String {
         .collect();
     files.sort();
     assert!(files.len() > 2, "{files:?}");
+    dump_files(&files, options)
+}
+
+fn dump_files(files: &[String], options: &[&str]) -> String {
+    let libs = std::env::var("STREAMGAUGE_KAFKA_LIBS").expect("STREAMGAUGE_KAFKA_LIBS is not set");
     let output = Command::new("java")
-        .args(["-cp", &format!("{libs}/*"), "kafka.tools.DumpLogSegments"])
+        .args([
+            "-cp",
+            &format!("{libs}/*"),
+            "org.apache.kafka.tools.DumpLogSegments",
+        ])
         .args(options)
         .args(["--files", &files.join(",")])
         .output()
@@ -128,4 +137,63 @@ fn kafkas_tool_finds_no_fault_in_the_files() {
     (300..320).for_each(|step| append(&mut log, step));
     log.close().unwrap();
     check(&directory);
+}
+
+#[test]
+#[ignore = "needs Java and Kafka's jars"]
+fn kafkas_tool_reads_markers_and_aborted_transactions() {
+    let temporary = tempfile::tempdir().unwrap();
+    let directory = temporary.path().join("orders-0");
+    let disk: Arc<dyn Disk> = Arc::new(RealDisk);
+    let start = LogStart::of_new_partition();
+    let mut log = Log::create(disk, &directory, config(), start, "id", 0).unwrap();
+    let mut producers = ProducerState::new();
+    for result in [TransactionResult::Commit, TransactionResult::Abort] {
+        let marker = TransactionMarker {
+            result,
+            coordinator_epoch: 5,
+        };
+        let data = BatchBuilder::new().producer(4000, 1, 0).transactional();
+        let batches = [
+            (data.record(9, None, Some(b"v")).build().unwrap(), None),
+            (marker.to_batch(4000, 1, 9).unwrap(), Some(marker)),
+        ];
+        for (batch, marker) in batches {
+            let entry = Entry {
+                index: log.last_index().next(),
+                term: Term(1),
+                batch: StampedBatch::stamp(batch, log.next_offset(), 0).unwrap(),
+            };
+            log.append(std::slice::from_ref(&entry), 0).unwrap();
+            let batch = ProducerBatch::from_header(&entry.batch.header(), marker).unwrap();
+            let completed = producers.apply_committed(&batch, 0);
+            completed
+                .iter()
+                .for_each(|completed| log.note_completed(completed).unwrap());
+        }
+    }
+    log.write_producer_snapshot(&producers, 4).unwrap();
+    log.close().unwrap();
+    let file = |suffix| {
+        directory
+            .join(format!("{:020}.{suffix}", 0))
+            .display()
+            .to_string()
+    };
+    let text = dump_files(&[file("log")], &["--deep-iteration"]);
+    for marker in [
+        "endTxnMarker: COMMIT coordinatorEpoch: 5",
+        "endTxnMarker: ABORT coordinatorEpoch: 5",
+    ] {
+        assert!(text.contains(marker), "{marker} in {text}");
+    }
+    let text = dump_files(&[file("txnindex")], &[]);
+    let aborted = "version: 0 producerId: 4000 firstOffset: 2 lastOffset: 3 lastStableOffset: 4";
+    assert!(text.contains(aborted), "{text}");
+    let snapshot = directory.join(format!("{:020}.snapshot", 4));
+    let text = dump_files(&[snapshot.display().to_string()], &[]);
+    assert!(
+        text.contains("producerId: 4000") && text.contains("coordinatorEpoch: 5"),
+        "{text}"
+    );
 }
