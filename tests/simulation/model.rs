@@ -7,7 +7,10 @@ use bytes::Bytes;
 use streamgauge::config::{Flush, TopicConfig};
 use streamgauge::shard::event::{Acks, AppendError, Appended, DeleteRecordsError, PartitionId};
 use streamgauge::shard::view::{PartitionKey, PartitionView};
-use streamgauge_protocol::batch::{BatchIter, BatchRecords};
+use streamgauge_protocol::batch::{
+    BatchHeader, BatchIter, BatchRecords, TransactionMarker, TransactionResult,
+};
+use streamgauge_storage::producer_state::Verification;
 use tokio::sync::oneshot;
 use tokio::sync::oneshot::error::TryRecvError;
 
@@ -17,6 +20,15 @@ use crate::world::is_expected;
 pub struct Batch {
     pub bytes: Bytes,
     pub values: Vec<String>,
+    pub kind: BatchKind,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BatchKind {
+    Plain,
+    /// To be verified before it is sent.
+    Transactional(Verification),
+    Marker,
 }
 
 /// A client that sends numbered values, each once, though a batch perhaps several times.
@@ -25,6 +37,8 @@ pub struct Producer {
     /// Idempotent if it has an id.
     pub id: Option<i64>,
     pub next_sequence: i32,
+    /// If it writes in transactions; it raises its epoch with each.
+    pub transaction: Option<OpenTransaction>,
     next_value: u64,
     /// Sent and not yet acknowledged, in order.
     pub outstanding: VecDeque<Arc<Batch>>,
@@ -34,9 +48,18 @@ pub struct Producer {
     pub target: usize,
 }
 
+/// Where a producer's transaction stands.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct OpenTransaction {
+    pub epoch: i16,
+    /// Something has been sent in this epoch.
+    pub is_open: bool,
+}
+
 impl Producer {
     pub fn new(number: usize, id: Option<i64>) -> Self {
         Self {
+            transaction: None,
             number,
             id,
             next_sequence: 0,
@@ -79,6 +102,7 @@ pub struct Replica {
     pub id: PartitionId,
     pub view: Arc<PartitionView>,
     high_watermark_min: i64,
+    last_stable_min: i64,
     log_start_min: i64,
 }
 
@@ -142,6 +166,7 @@ impl Topic {
             id,
             view,
             high_watermark_min: 0,
+            last_stable_min: 0,
             log_start_min: 0,
         });
     }
@@ -180,6 +205,7 @@ impl Topic {
         for producer in &mut self.producers {
             producer.outstanding.clear();
             producer.next_sequence = 0;
+            producer.transaction = producer.transaction.map(|_| OpenTransaction::default());
             if producer.id.is_some() {
                 *next_producer_id += 1;
                 producer.id = Some(*next_producer_id);
@@ -331,6 +357,13 @@ impl Topic {
         );
         replica.high_watermark_min = end;
         replica.log_start_min = start;
+        let stable = view.last_stable_offset();
+        assert!(
+            (replica.last_stable_min..=end.max(start)).contains(&stable),
+            "topic {topic}, node {node}: last stable offset {stable} after {}, high watermark {end}",
+            replica.last_stable_min
+        );
+        replica.last_stable_min = stable;
         if leads {
             self.leader_epoch_max = epoch;
             assert!(
@@ -359,6 +392,7 @@ impl Topic {
         let end = end.max(start);
 
         let mut found = BTreeMap::new();
+        let mut transactions = Transactions::default();
         let mut offset = start;
         while offset < end {
             let read = view
@@ -366,7 +400,13 @@ impl Topic {
                 .read(offset, 1_000, end, true)
                 .unwrap_or_else(|error| panic!("topic {topic}: {error}"));
             for batch in read.slices.into_iter().flat_map(BatchIter::new) {
-                let (_, batch) = batch.expect("a whole batch");
+                let (header, batch) = batch.expect("a whole batch");
+                transactions.take(&header, &batch);
+                if header.is_control() {
+                    let value = marker_value(header.producer_id, header.producer_epoch);
+                    found.insert(header.base_offset, value);
+                    continue;
+                }
                 let records = BatchRecords::open(&batch, 1 << 20).expect("a batch that opens");
                 for record in records.iter() {
                     let record = record.expect("a record that reads");
@@ -382,6 +422,7 @@ impl Topic {
             );
             offset = read.next_offset;
         }
+        transactions.check(topic, node, &view, start, stable);
         if let Some((last, _)) = found.last_key_value() {
             assert!(*last < end, "topic {topic}: {last} served above {end}");
         }
@@ -393,8 +434,9 @@ impl Topic {
             let (producer, number) = (parts.next(), parts.next());
             let (producer, number) = (producer.expect("ours"), number.expect("ours"));
             if let Some(before) = last_of.insert(producer.clone(), number.clone()) {
+                // A marker may be written again, and does no harm.
                 assert!(
-                    before < number,
+                    before < number || (before == number && producer.starts_with('m')),
                     "topic {topic}: producer {producer}: {number} after {before} at {offset}"
                 );
             }
@@ -461,6 +503,61 @@ impl Topic {
                 producer.outstanding.is_empty(),
                 "topic {topic}: producer {} gets no write through",
                 producer.number
+            );
+        }
+    }
+}
+
+/// As what a marker counts in the model.
+pub fn marker_value(producer_id: i64, producer_epoch: i16) -> String {
+    format!("m{producer_id}/{producer_epoch:08}/")
+}
+
+/// What the batches of a log say of transactions, read naively from its start.
+#[derive(Default)]
+struct Transactions {
+    /// First offset by producer.
+    open: HashMap<i64, i64>,
+    /// Producer, first offset, marker.
+    aborted: Vec<(i64, i64, i64)>,
+}
+
+impl Transactions {
+    fn take(&mut self, header: &BatchHeader, batch: &Bytes) {
+        if !header.is_transactional() {
+            return;
+        }
+        if !header.is_control() {
+            let first = self.open.entry(header.producer_id);
+            first.or_insert(header.base_offset);
+            return;
+        }
+        let marker = TransactionMarker::of_batch(batch).expect("a marker");
+        if let Some(first) = self.open.remove(&header.producer_id)
+            && marker.result == TransactionResult::Abort
+        {
+            let last = header.base_offset;
+            self.aborted.push((header.producer_id, first, last));
+        }
+    }
+
+    /// Nothing below the last stable offset is undecided, and readers are told of all that was aborted there.
+    fn check(&self, topic: usize, node: usize, view: &PartitionView, start: i64, stable: i64) {
+        // A log may start within a batch.
+        let undecided = |first: i64| first.max(start) < stable;
+        if let Some((producer, first)) = self.open.iter().find(|(_, first)| undecided(**first)) {
+            panic!("topic {topic}, node {node}: {producer} is open since {first}, below {stable}");
+        }
+        let told = view.reader().aborted_transactions(start, stable);
+        let told = told.unwrap_or_else(|error| panic!("topic {topic}, node {node}: {error}"));
+        for (producer, first, last) in &self.aborted {
+            assert!(
+                *first >= stable
+                    || told.iter().any(|told| told.producer_id == *producer
+                        && told.last_offset == *last
+                        && told.first_offset <= *first),
+                "topic {topic}, node {node}: {producer} has aborted {first}..{last}, readers below \
+                 {stable} are told of {told:?}"
             );
         }
     }

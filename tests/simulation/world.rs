@@ -17,16 +17,18 @@ use streamgauge::shard::event::{
     Acks, Append, AppendError, Effect, Event, GroupMessage, OpenPartition,
 };
 use streamgauge::shard::view::PartitionKey;
-use streamgauge_protocol::batch::BatchBuilder;
+use streamgauge_protocol::batch::{BatchBuilder, TransactionMarker, TransactionResult};
 use streamgauge_storage::StorageError;
 use streamgauge_storage::disk::Disk;
 use streamgauge_storage::disk::sim::{Faults, SimDisk};
 use streamgauge_storage::log::{Log, SyncTicket};
-use streamgauge_storage::producer_state::AppendOrigin;
+use streamgauge_storage::producer_state::{AppendOrigin, Verification};
 use tokio::sync::oneshot;
 use uuid::Uuid;
 
-use crate::model::{Batch, Deletion, Producer, Promise, Topic};
+use crate::model::{
+    Batch, BatchKind, Deletion, OpenTransaction, Producer, Promise, Topic, marker_value,
+};
 use crate::moves::some_nodes;
 use crate::random::Random;
 
@@ -182,10 +184,14 @@ impl World {
             ),
             index: 0,
         };
-        let producers = (0..3)
+        // Two idempotent ones, one that is not, and one that writes in transactions.
+        let producers = (0..4)
             .map(|number| {
                 self.next_producer_id += 1;
-                Producer::new(number, (number < 2).then_some(self.next_producer_id))
+                let id = (number != 2).then_some(self.next_producer_id);
+                let mut producer = Producer::new(number, id);
+                producer.transaction = (number == 3).then(OpenTransaction::default);
+                producer
             })
             .collect();
         let nodes = self.nodes.len();
@@ -709,7 +715,7 @@ impl World {
     }
 
     pub fn produce(&mut self, number: usize) {
-        let which = self.random.below(3) as usize;
+        let which = self.random.below(4) as usize;
         let records = 1 + self.random.below(3);
         let padding = self.random.below(120) as usize;
         let leader = self.guess_leader(number);
@@ -720,6 +726,19 @@ impl World {
         if producer.outstanding.is_empty() {
             producer.target = leader;
         }
+        if let Some(transaction) = producer.transaction {
+            let waits = producer
+                .outstanding
+                .iter()
+                .any(|batch| batch.kind == BatchKind::Marker);
+            if waits {
+                return;
+            }
+            if transaction.is_open && producer.outstanding.is_empty() && self.random.one_in(3) {
+                self.end_transaction(number, which);
+                return;
+            }
+        }
         let acks = match (producer.id, self.random.below(3)) {
             (None, 0) => Acks::None,
             (None, 1) => Acks::Leader,
@@ -727,8 +746,20 @@ impl World {
         };
         let values: Vec<String> = (0..records).map(|_| producer.next_value(padding)).collect();
         let mut builder = BatchBuilder::new();
+        let mut kind = BatchKind::Plain;
         if let Some(id) = producer.id {
-            builder = builder.producer(id, 0, producer.next_sequence);
+            let epoch = producer.transaction.map_or(0, |open| open.epoch);
+            builder = builder.producer(id, epoch, producer.next_sequence);
+            if let Some(transaction) = &mut producer.transaction {
+                builder = builder.transactional();
+                transaction.is_open = true;
+                kind = BatchKind::Transactional(Verification {
+                    producer_id: id,
+                    producer_epoch: epoch,
+                    base_sequence: producer.next_sequence,
+                    supports_epoch_bump: true,
+                });
+            }
             producer.next_sequence += i32::try_from(records).expect("small");
         }
         let timestamp = self.now_ms;
@@ -736,11 +767,43 @@ impl World {
             builder = builder.record(timestamp, None, Some(value.as_bytes()));
         }
         let bytes = builder.build().expect("a batch of valid records");
-        let batch = Arc::new(Batch { bytes, values });
+        let batch = Arc::new(Batch {
+            bytes,
+            values,
+            kind,
+        });
         if producer.id.is_some() {
             producer.outstanding.push_back(Arc::clone(&batch));
         }
         self.send(number, which, batch, acks);
+    }
+
+    /// As a transaction's coordinator does, once all of its batches are acknowledged.
+    fn end_transaction(&mut self, number: usize, which: usize) {
+        let result = match self.random.one_in(2) {
+            true => TransactionResult::Commit,
+            false => TransactionResult::Abort,
+        };
+        let producer = &mut self.topics[number].producers[which];
+        let (Some(id), Some(transaction)) = (producer.id, &mut producer.transaction) else {
+            return;
+        };
+        transaction.epoch += 1;
+        transaction.is_open = false;
+        let epoch = transaction.epoch;
+        producer.next_sequence = 0;
+        let marker = TransactionMarker {
+            result,
+            coordinator_epoch: 0,
+        };
+        let bytes = marker.to_batch(id, epoch, self.now_ms);
+        let batch = Arc::new(Batch {
+            bytes: bytes.expect("a marker is a valid record"),
+            values: vec![marker_value(id, epoch)],
+            kind: BatchKind::Marker,
+        });
+        producer.outstanding.push_back(Arc::clone(&batch));
+        self.send(number, which, batch, Acks::All);
     }
 
     /// Mostly right.
@@ -772,6 +835,25 @@ impl World {
             self.topics[number].producers[producer].must_retry = true;
             return;
         };
+        let (mut origin, mut guard) = (AppendOrigin::Client, None);
+        match batch.kind {
+            BatchKind::Plain => {}
+            BatchKind::Transactional(wanted) => {
+                let (reply, mut answer) = oneshot::channel();
+                let event = Event::BeginVerification {
+                    partition: id,
+                    wanted,
+                    reply,
+                };
+                self.handle(node, event);
+                guard = answer.try_recv().ok().flatten();
+            }
+            BatchKind::Marker => {
+                origin = AppendOrigin::Marker {
+                    transaction_version: 2,
+                }
+            }
+        }
         let (reply, answer) = oneshot::channel();
         let bytes = batch.bytes.clone();
         self.topics[number].promises.push_back(Promise {
@@ -785,8 +867,8 @@ impl World {
         let append = Append {
             batch: bytes,
             acks,
-            origin: AppendOrigin::Client,
-            guard: None,
+            origin,
+            guard,
             wait_ms_max: i64::MAX,
             reply,
         };
