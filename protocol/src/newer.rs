@@ -6,9 +6,11 @@
 mod log_dirs;
 mod markers;
 mod offsets;
+mod voters;
 
 pub use log_dirs::Cordonable;
 pub use markers::{TxnMarker, TxnMarkers};
+pub use voters::VoterAddition;
 
 use anyhow::{Result, bail, ensure};
 use kafka_protocol::protocol::StrBytes;

@@ -88,7 +88,8 @@ pub const APIS: &[Api] = &[
     api(61, "DescribeProducers", 0, 0, 0),
     api(64, "UnregisterBroker", 0, 0, 0),
     api(75, "DescribeTopicPartitions", 0, 0, 0),
-    api(80, "AddRaftVoter", 0, 0, 0),
+    // Version 1 is read by `newer`.
+    api(80, "AddRaftVoter", 0, 1, 0),
     api(81, "RemoveRaftVoter", 0, 0, 0),
 ];
 

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use streamgauge_protocol::frame::{self, FrameError};
 use streamgauge_protocol::messages::messages as m;
 use streamgauge_protocol::messages::protocol::Decodable;
-use streamgauge_protocol::newer::{Newer, TxnMarkers};
+use streamgauge_protocol::newer::{Newer, TxnMarkers, VoterAddition};
 use streamgauge_protocol::versions::Api;
 
 /// Calls a function of a request type with the type that an API key has.
@@ -46,7 +46,7 @@ macro_rules! with_request_type {
             61 => $function::<m::DescribeProducersRequest>($($argument),*),
             64 => $function::<m::UnregisterBrokerRequest>($($argument),*),
             75 => $function::<m::DescribeTopicPartitionsRequest>($($argument),*),
-            80 => $function::<m::AddRaftVoterRequest>($($argument),*),
+            80 => $function::<VoterAddition>($($argument),*),
             81 => $function::<m::RemoveRaftVoterRequest>($($argument),*),
             key => panic!("api {key} is served and has no request type here"),
         }

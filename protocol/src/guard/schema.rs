@@ -479,6 +479,7 @@ const ADD_RAFT_VOTER: &[Field] = &[
         text(),   // host
         fixed(2), // port
     ]), // listeners
+    fixed(1).since(1), // ack_when_committed
 ];
 
 const REMOVE_RAFT_VOTER: &[Field] = &[
