@@ -1,7 +1,9 @@
 //! What consumers and tools see of transactions in a partition, over a socket: Fetch, ListOffsets, DescribeProducers,
 //! WriteTxnMarkers and Produce, of a broker that is stopped and started in between.
 
+use std::net::TcpListener;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use streamgauge_protocol::batch::{BatchBuilder, BatchIter};
@@ -18,6 +20,7 @@ use crate::clock;
 use crate::config::ConfigLoader;
 use crate::server::{self, RunningBroker};
 use crate::shard::event::{Acks, Appended};
+use crate::shard::view::PartitionView;
 
 const PATIENCE: Duration = Duration::from_secs(20);
 const TOPIC: &str = "orders";
@@ -33,6 +36,36 @@ impl Host {
         let mut loader = ConfigLoader::new();
         loader.program("log.dirs", directory.to_str().unwrap());
         loader.program("listeners", "PLAINTEXT://127.0.0.1:0");
+        Self::start_with(loader).await
+    }
+
+    /// Three brokers that are one cluster.
+    async fn start_three(directory: &Path) -> [Self; 3] {
+        // Held until all are chosen, so that they differ.
+        let sockets = [(); 3].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
+        let ports = sockets.map(|socket| socket.local_addr().unwrap().port());
+        let voters = ports.iter().zip(1..);
+        let voters: Vec<String> = voters
+            .map(|(port, node)| format!("{node}@127.0.0.1:{port}"))
+            .collect();
+        let loader = |node: usize| {
+            let mut loader = ConfigLoader::new();
+            let data = directory.join(node.to_string());
+            loader.program("log.dirs", data.to_str().unwrap());
+            loader.program("listeners", "PLAINTEXT://127.0.0.1:0");
+            loader.program("node.id", &node.to_string());
+            loader.program("controller.quorum.voters", &voters.join(","));
+            loader
+        };
+        let (one, two, three) = tokio::join!(
+            Self::start_with(loader(1)),
+            Self::start_with(loader(2)),
+            Self::start_with(loader(3))
+        );
+        [one, two, three]
+    }
+
+    async fn start_with(loader: ConfigLoader) -> Self {
         let config = loader.finish("localhost").unwrap();
         let broker = server::start(config).await.unwrap();
         let address = broker.address.to_string();
@@ -40,15 +73,22 @@ impl Host {
         Self { broker, connection }
     }
 
-    async fn create_topic(&self) {
+    async fn create_topic(&self, replicas: i16) {
         let options = ClientOptions::new(&self.broker.address.to_string());
         let mut admin = Client::connect(options).await.unwrap();
         let topic = NewTopic {
             name: TOPIC.to_owned(),
             partitions: Some(1),
+            replication_factor: Some(replicas),
             ..NewTopic::default()
         };
         admin.create_topic(&topic, false).await.unwrap();
+    }
+
+    /// The replica of the one partition here.
+    fn view(&self) -> Option<Arc<PartitionView>> {
+        let topic = self.broker.broker.topics.by_name(TOPIC)?;
+        Some(Arc::clone(topic.partition(0)?.view()))
     }
 
     /// Appends as a producer whose transaction has been verified.
@@ -156,7 +196,7 @@ fn seen(data: &m::fetch_response::PartitionData) -> (Vec<i64>, Vec<(i64, i64)>) 
 async fn consumers_read_what_is_decided_and_hear_what_was_aborted() {
     let directory = tempfile::tempdir().unwrap();
     let mut host = Host::start(directory.path()).await;
-    host.create_topic().await;
+    host.create_topic(1).await;
     assert_eq!(host.data(7, 0, 0).await.base_offset, 0);
     assert_eq!(host.data(8, 0, 0).await.base_offset, 1);
     assert_eq!(host.end(7, 1, false).await, Ok(())); // Offset 2.
@@ -240,4 +280,70 @@ async fn transactional_batches_come_with_a_transactional_id_and_of_an_open_trans
     }
     assert_eq!(host.latest(0).await, 0);
     host.broker.stop().await;
+}
+
+/// Waits until it is so.
+async fn until(what: &str, is_so: impl Fn() -> bool) {
+    for _ in 0..1_000 {
+        if is_so() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    panic!("never: {what}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_marker_finds_the_leader_on_another_broker() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut hosts = Host::start_three(directory.path()).await;
+    hosts[0].create_topic(3).await;
+    until("all replicas know their leader", || {
+        let leads = |host: &Host| host.view().is_some_and(|view| view.is_serving());
+        let knows = |host: &Host| host.view().is_some_and(|view| view.leader() > 0);
+        hosts.iter().any(leads) && hosts.iter().all(knows)
+    })
+    .await;
+    hosts.sort_by_key(|host| !host.view().is_some_and(|view| view.is_serving()));
+    let [leader, other, third] = &hosts;
+
+    leader.data(7, 0, 0).await;
+    assert_eq!(other.end(7, 1, false).await, Ok(()));
+    until("what was aborted is known everywhere", || {
+        hosts.iter().all(|host| {
+            let view = host.view().unwrap();
+            let aborted = view.reader().aborted_transactions(0, 2).unwrap();
+            view.last_stable_offset() == 2 && aborted.len() == 1
+        })
+    })
+    .await;
+    leader.data(7, 1, 0).await;
+    assert_eq!(
+        other.end(7, 1, true).await,
+        Err(ErrorCode::InvalidProducerEpoch)
+    );
+    let deposed = Marker {
+        producer_id: 7,
+        producer_epoch: 2,
+        coordinator_epoch: 2,
+        committed: true,
+        transaction_version: 2,
+    };
+    assert_eq!(
+        write_marker(&third.broker.broker, TOPIC, 0, deposed).await,
+        Err(ErrorCode::TransactionCoordinatorFenced)
+    );
+    for (topic, partition) in [(TOPIC, 1), ("none", 0), (TOPIC, -1)] {
+        let marker = Marker {
+            coordinator_epoch: 3,
+            ..deposed
+        };
+        assert_eq!(
+            write_marker(&third.broker.broker, topic, partition, marker).await,
+            Err(ErrorCode::UnknownTopicOrPartition)
+        );
+    }
+    assert_eq!(third.end(7, 2, true).await, Ok(()));
+    let [one, two, three] = hosts;
+    tokio::join!(one.broker.stop(), two.broker.stop(), three.broker.stop());
 }
