@@ -27,6 +27,9 @@ pub struct BrokerConfig {
     pub num_partitions: i32,
     pub default_replication_factor: i16,
     pub auto_create_topics_enable: bool,
+    /// How long a leader asks a transaction's coordinator again, and how often.
+    pub add_partitions_to_txn_retry_backoff_max_ms: i64,
+    pub add_partitions_to_txn_retry_backoff_ms: i64,
     pub auto_leader_rebalance_enable: bool,
     pub leader_imbalance_check_interval_seconds: i64,
     pub delete_topic_enable: bool,
@@ -141,6 +144,10 @@ impl BrokerConfig {
             num_partitions: read.number("num.partitions"),
             default_replication_factor: read.replication_factor("default.replication.factor"),
             auto_create_topics_enable: read.bool("auto.create.topics.enable"),
+            add_partitions_to_txn_retry_backoff_max_ms: read
+                .number("add.partitions.to.txn.retry.backoff.max.ms"),
+            add_partitions_to_txn_retry_backoff_ms: read
+                .number("add.partitions.to.txn.retry.backoff.ms"),
             auto_leader_rebalance_enable: read.bool("auto.leader.rebalance.enable"),
             leader_imbalance_check_interval_seconds: read
                 .number("leader.imbalance.check.interval.seconds"),

@@ -36,6 +36,10 @@ pub const FOLLOWER_THROTTLED_RATE: &str = "follower.replication.throttled.rate";
 /// Sorted by name.
 #[rustfmt::skip]
 pub static BROKER_DEFINITIONS: &[Definition] = &[
+    setting("add.partitions.to.txn.retry.backoff.max.ms", Int, "100", AtLeast(0),
+        "How long a transaction's coordinator is asked about a partition while it ends the producer's transaction before, in milliseconds."),
+    setting("add.partitions.to.txn.retry.backoff.ms", Int, "20", AtLeast(1),
+        "Between two such questions, in milliseconds."),
     unset("advertised.listeners", List, Any,
         "What clients are told to connect to, as NAME://host:port; by default what listeners says."),
     setting("auto.create.topics.enable", Boolean, "true", Any,

@@ -25,11 +25,6 @@ const ADDS_PARTITIONS_VERSION: i16 = 12;
 /// First version whose clients know TRANSACTION_ABORTABLE.
 const ABORTABLE_VERSION: i16 = 11;
 
-/// `add.partitions.to.txn.retry.backoff.ms` and `….max.ms`: the coordinator is asked again for so long while it ends the
-/// producer's transaction before.
-const RETRY_BACKOFF: Duration = Duration::from_millis(20);
-const RETRY_BACKOFF_MAX: Duration = Duration::from_millis(100);
-
 /// The order of a connection's transactional requests.
 #[derive(Debug, Clone, Default)]
 pub struct Turns(Arc<Mutex<Option<oneshot::Receiver<()>>>>);
@@ -139,7 +134,10 @@ async fn verify_partition(
     let Some(guard) = partition.begin_verification(wanted).await else {
         return Ok(None);
     };
-    let patience = Instant::now() + RETRY_BACKOFF_MAX;
+    let config = &context.broker.config;
+    let millis = |setting: i64| Duration::from_millis(setting.unsigned_abs());
+    let backoff = millis(config.add_partitions_to_txn_retry_backoff_ms);
+    let patience = Instant::now() + millis(config.add_partitions_to_txn_retry_backoff_max_ms);
     loop {
         let verified = verify(
             &context.broker,
@@ -153,9 +151,10 @@ async fn verify_partition(
         match verified.await {
             Ok(()) => return Ok(Some(guard)),
             Err(ErrorCode::ConcurrentTransactions)
-                if adds && Instant::now() + RETRY_BACKOFF < patience =>
+                // It ends the producer's transaction before.
+                if adds && Instant::now() + backoff < patience =>
             {
-                tokio::time::sleep(RETRY_BACKOFF).await;
+                tokio::time::sleep(backoff).await;
             }
             Err(code) => return Err(not_verified(code, context.version)),
         }
