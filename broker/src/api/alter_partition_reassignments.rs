@@ -1,6 +1,7 @@
 //! AlterPartitionReassignments, versions 0 and 1 (KIP-455, KIP-860).
 //!
-//! Answered when the move is logged; it goes on until the partition's group has the new members.
+//! Answered when the move is logged; it goes on until the partition's group has the new members. One that is cancelled is over
+//! for clients with the answer, as in Kafka, while the group comes back to the members that it had.
 
 use streamgauge_protocol::messages::protocol::StrBytes;
 

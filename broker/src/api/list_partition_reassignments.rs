@@ -37,6 +37,7 @@ pub async fn handle(
         let partitions: Vec<_> = topic
             .reassignments()
             .map(|(index, _)| index)
+            .filter(|index| topic.is_reassigning(*index))
             .filter(|index| wanted.as_ref().is_none_or(|wanted| wanted.contains(index)))
             .map(|index| ongoing(&topic, index))
             .collect();
@@ -51,11 +52,9 @@ pub async fn handle(
 
 fn ongoing(topic: &Topic, index: i32) -> OngoingPartitionReassignment {
     let ids = |brokers: Vec<i32>| brokers.into_iter().map(BrokerId).collect();
-    let at = usize::try_from(index).ok();
-    let replicas = at.and_then(|at| topic.partitions.get(at)).cloned();
     OngoingPartitionReassignment::default()
         .with_partition_index(index)
-        .with_replicas(ids(replicas.unwrap_or_default()))
+        .with_replicas(ids(topic.replicas_told(index)))
         .with_adding_replicas(ids(topic.adding(index)))
         .with_removing_replicas(ids(topic.removing(index)))
 }

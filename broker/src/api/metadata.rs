@@ -152,9 +152,10 @@ async fn absent_topics(
 
 /// What clients are told about a topic.
 pub fn describe(broker: &Broker, topic: &Arc<Topic>) -> MetadataResponseTopic {
-    let partitions = (0..)
-        .zip(&topic.partitions)
-        .map(|(index, replicas)| {
+    let count = i32::try_from(topic.partitions.len()).unwrap_or(i32::MAX);
+    let partitions = (0..count)
+        .map(|index| {
+            let replicas = topic.replicas_told(index);
             let brokers: Vec<BrokerId> = replicas.iter().copied().map(BrokerId).collect();
             let offline: Vec<BrokerId> = replicas
                 .iter()
@@ -170,7 +171,7 @@ pub fn describe(broker: &Broker, topic: &Arc<Topic>) -> MetadataResponseTopic {
                 Some(led) if broker.cluster.is_alive(led.leader) => answer
                     .with_leader_id(BrokerId(led.leader))
                     .with_leader_epoch(led.leader_epoch)
-                    .with_isr_nodes(led.in_sync.into_iter().map(BrokerId).collect()),
+                    .with_isr_nodes(in_sync(led.in_sync, &replicas)),
                 _ => answer
                     .with_error_code(ErrorCode::LeaderNotAvailable.code())
                     .with_leader_id(BrokerId(-1))
@@ -184,6 +185,12 @@ pub fn describe(broker: &Broker, topic: &Arc<Topic>) -> MetadataResponseTopic {
         .with_is_internal(crate::controller::decide::is_internal(&topic.name))
         .with_partitions(partitions)
         .with_topic_authorized_operations(OPERATIONS_NOT_ASKED)
+}
+
+/// Members of the group that are to leave it, and were never more than on their way, are not told of.
+fn in_sync(members: Vec<i32>, replicas: &[i32]) -> Vec<BrokerId> {
+    let told = members.into_iter().filter(|id| replicas.contains(id));
+    told.map(BrokerId).collect()
 }
 
 fn failed(name: Option<TopicName>, code: ErrorCode) -> MetadataResponseTopic {

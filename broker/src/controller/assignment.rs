@@ -67,6 +67,21 @@ impl Topic {
         self.moved.get(&partition).map_or(0, |moved| moved.settled)
     }
 
+    /// Whether clients are told of a move. One that was taken back, or only gives the replicas another order, is
+    /// over for them at once, as in Kafka; the group may still have to come to it.
+    pub fn is_reassigning(&self, partition: i32) -> bool {
+        !self.adding(partition).is_empty() || !self.removing(partition).is_empty()
+    }
+
+    /// The replicas that clients are told of: those that the partition is to have, and then those that it had before.
+    /// Who was to come and is not any more is not among them, though it may take part for a while.
+    pub fn replicas_told(&self, partition: i32) -> Vec<i32> {
+        match self.reassignment(partition) {
+            Some(moving) => [moving.target.clone(), self.removing(partition)].concat(),
+            None => self.replicas(partition).cloned().unwrap_or_default(),
+        }
+    }
+
     /// The replicas that a move adds, in the order of its target.
     pub fn adding(&self, partition: i32) -> Vec<i32> {
         self.reassignment(partition)
@@ -75,15 +90,13 @@ impl Topic {
 
     /// The replicas that a move takes away.
     pub fn removing(&self, partition: i32) -> Vec<i32> {
-        let replicas = self.replicas(partition);
-        match (self.reassignment(partition), replicas) {
-            (Some(moving), Some(replicas)) => without(replicas, &moving.target),
-            _ => Vec::new(),
-        }
+        self.reassignment(partition)
+            .map_or_else(Vec::new, |moving| without(&moving.previous, &moving.target))
     }
 
     /// Begins a move, or gives one that is under way another end.
     pub fn reassign(&mut self, partition: i32, target: Vec<i32>, then: Option<Vec<i32>>) {
+        let is_told = self.is_reassigning(partition);
         let Some(replicas) = usize::try_from(partition)
             .ok()
             .and_then(|at| self.partitions.get_mut(at))
@@ -97,7 +110,9 @@ impl Topic {
             reassignment: None,
         });
         let previous = match moved.reassignment.take() {
-            Some(reassignment) => reassignment.previous,
+            Some(reassignment) if is_told => reassignment.previous,
+            // For clients it is over.
+            Some(reassignment) => reassignment.target,
             None => replicas.clone(),
         };
         moved.epoch += 1;
@@ -170,7 +185,8 @@ mod tests {
         topic.reassign(1, vec![1, 2, 4], None);
         topic.reassign(1, vec![1, 2, 5], None);
         assert_eq!(topic.partitions[1], [1, 2, 5, 4, 3]);
-        assert_eq!(topic.adding(1), [5]);
+        assert_eq!((topic.adding(1), topic.removing(1)), (vec![5], vec![3]));
+        assert_eq!(topic.replicas_told(1), [1, 2, 5, 3]);
         assert_eq!(topic.reassignment(1).unwrap().previous, [1, 2, 3]);
         topic.reassigned(1, 1);
         assert!(topic.reassignment(1).is_some(), "the first move's end");
@@ -178,5 +194,24 @@ mod tests {
         topic.reassigned(1, 2);
         assert_eq!(topic.settled(1), 2);
         assert_eq!(topic.partitions[1], [1, 2, 5]);
+    }
+
+    #[test]
+    fn a_move_that_is_taken_back_is_over_for_clients() {
+        let mut topic = topic();
+        assert!(!topic.is_reassigning(1));
+        topic.reassign(1, vec![4, 3, 1], None);
+        assert!(topic.is_reassigning(1));
+        assert_eq!(topic.replicas_told(1), [4, 3, 1, 2]);
+        topic.reassign(1, vec![1, 2, 3], None);
+        assert!(!topic.is_reassigning(1));
+        assert_eq!(topic.replicas_told(1), [1, 2, 3]);
+        assert_eq!(topic.partitions[1], [1, 2, 3, 4], "4 may be a member");
+        topic.reassign(1, vec![3, 2, 1], None);
+        assert!(!topic.is_reassigning(1), "the same ones in another order");
+        assert_eq!(topic.replicas_told(1), [3, 2, 1]);
+        topic.reassign(1, vec![4], None);
+        assert_eq!(topic.replicas_told(1), [4, 3, 2, 1]);
+        assert_eq!(topic.reassignment(1).unwrap().previous, [3, 2, 1]);
     }
 }

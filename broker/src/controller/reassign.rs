@@ -47,8 +47,7 @@ pub fn alter(
         then: None,
     };
     let Some(target) = &wish.target else {
-        return match moving {
-            Some(moving) if moving.target == moving.previous => Ok(Vec::new()),
+        return match moving.filter(|_| topic.is_reassigning(partition)) {
             Some(moving) => Ok(vec![begin(moving.previous.clone())]),
             None => Err(Refusal::new(
                 ErrorCode::NoReassignmentInProgress,
@@ -217,7 +216,11 @@ mod tests {
         let topic = image.topic("t").unwrap();
         assert_eq!(topic.target(0), (2, &[1, 2, 3][..]));
         assert_eq!(topic.partitions[0], [1, 2, 3, 4]);
-        assert_eq!(decide(&image, None), Ok(Vec::new()), "it goes back already");
+        assert_eq!(
+            decide(&image, None),
+            Err(ErrorCode::NoReassignmentInProgress),
+            "it goes back already"
+        );
     }
 
     #[test]
