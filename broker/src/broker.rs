@@ -1,6 +1,6 @@
 //! A running broker: what the handlers of requests reach.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -19,6 +19,7 @@ use crate::controller::Controller;
 use crate::controller::command::{self, Command, CommandAnswer};
 use crate::controller::decide::{GROUP_METADATA_TOPIC, NewTopic, Placement, Refusal};
 use crate::controller::image::BrokerInfo;
+use crate::group::coordinator::DeletedTopic;
 use crate::group::service::GroupCoordinator;
 use crate::jobs::StatusRegistry;
 use crate::offsets_log::OffsetsLog;
@@ -370,11 +371,33 @@ impl Broker {
         }
     }
 
-    /// Runs until the broker stops: see [`Self::follow_offsets_topic`].
+    fn topic_names(&self) -> BTreeSet<DeletedTopic> {
+        self.controller.read(|image| {
+            let topics = image.topics().map(|topic| DeletedTopic {
+                name: topic.name.clone(),
+                id: topic.topic_id,
+            });
+            topics.collect()
+        })
+    }
+
+    /// Runs until the broker stops: see [`Self::follow_offsets_topic`]. Coordinators also forget the offsets of
+    /// topics that are gone, whichever broker was asked to delete them.
     pub async fn follow_leadership(self: Arc<Self>) {
         let changed = Arc::new(Notify::new());
         let mut metadata = self.controller.changes();
+        let mut known = BTreeSet::new();
         loop {
+            let there = self.topic_names();
+            let gone: Vec<DeletedTopic> = known.difference(&there).cloned().collect();
+            known = there;
+            if !gone.is_empty() {
+                let broker = Arc::clone(&self);
+                // Its records wait for their commit, and this loop says who may have to give up waiting.
+                drop(tokio::spawn(async move {
+                    broker.groups.topics_deleted(gone).await;
+                }));
+            }
             if let Some(topic) = self.topics.by_name(GROUP_METADATA_TOPIC) {
                 for partition in topic.handles() {
                     partition.view().wake(&changed);

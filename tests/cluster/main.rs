@@ -6,6 +6,7 @@ mod aggregation;
 mod damage;
 mod faults;
 mod full_disk;
+mod groups;
 mod guide;
 mod links;
 mod moves;

@@ -12,7 +12,6 @@ use super::metadata::topic_name;
 use crate::controller::decide::{Refusal, is_internal};
 use crate::controller::image::Image;
 use crate::controller::record::MetadataRecord;
-use crate::group::coordinator::DeletedTopic;
 
 /// First version that may name topics by id, and has the list of states.
 const TOPIC_STATE_VERSION: i16 = 6;
@@ -40,19 +39,6 @@ pub async fn handle(context: Context, request: DeleteTopicsRequest) -> DeleteTop
             .map(|topic| refused(topic.name, topic.topic_id, &refusal))
             .collect(),
     };
-    let deleted: Vec<DeletedTopic> = responses
-        .iter()
-        .filter(|response| response.error_code == 0)
-        .filter_map(|response| {
-            Some(DeletedTopic {
-                name: response.name.as_ref()?.to_string(),
-                id: response.topic_id,
-            })
-        })
-        .collect();
-    if !deleted.is_empty() {
-        context.broker.groups.topics_deleted(deleted).await;
-    }
     DeleteTopicsResponse::default().with_responses(responses)
 }
 
