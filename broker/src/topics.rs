@@ -109,6 +109,16 @@ impl TopicHandle {
             .collect()
     }
 
+    /// The partitions that could not be opened here, and may be another time.
+    pub fn offline(&self) -> Vec<i32> {
+        let partitions = self.partitions.load();
+        let offline = (0..).zip(partitions.iter());
+        offline
+            .filter(|(_, slot)| matches!(slot, Slot::Offline))
+            .map(|(index, _)| index)
+            .collect()
+    }
+
     /// A replica of that partition has come or gone.
     pub fn set_slot(&self, index: i32, slot: Slot) {
         let mut all = self.partitions.load().as_ref().clone();

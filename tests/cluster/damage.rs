@@ -70,3 +70,19 @@ fn a_damaged_replica_is_replaced_by_a_new_one() {
         assert!(held == expected, "broker {id} holds {} records", held.len());
     }
 }
+
+#[test]
+fn a_replica_that_could_not_be_made_is_made_later() {
+    let cluster = Cluster::start("cluster-blocked");
+    let in_the_way = cluster.data_dir(3).join("blocked-0");
+    std::fs::write(&in_the_way, "").expect("written");
+    cluster.create_topic("blocked", 1);
+    let refused = poll(TIME_MAX, || {
+        let log = cluster.log_tail(3);
+        log.contains("partition is offline topic=blocked")
+            .then_some(())
+    });
+    assert!(refused.is_some(), "{}", cluster.log_tail(3));
+    std::fs::remove_file(in_the_way).expect("removed");
+    cluster.wait_until_in_sync("blocked", TIME_MAX);
+}

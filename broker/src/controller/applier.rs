@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::path::PathBuf;
 use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
 
 use streamgauge_protocol::batch::{BatchIter, BatchRecords};
 use streamgauge_storage::StorageError;
@@ -25,6 +26,9 @@ const READ_BYTES_MAX: usize = 1024 * 1024;
 
 /// The largest batch of metadata records, unpacked; they are written uncompressed.
 const RECORDS_BYTES_MAX: usize = 64 * 1024 * 1024;
+
+/// How long a partition that could not be opened stays offline before it is tried again.
+const REOPEN_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Partitions of a shard that are asked to be opened at once.
 const OPENINGS_PER_SHARD_MAX: usize = 32;
@@ -238,7 +242,13 @@ impl Applier {
             }
             let (from, end) = (*self.applied.borrow(), self.view.high_watermark());
             if from >= end {
-                changed.notified().await;
+                tokio::select! {
+                    biased;
+                    () = changed.notified() => {}
+                    () = tokio::time::sleep(REOPEN_INTERVAL), if self.has_offline() => {
+                        self.open_offline().await;
+                    }
+                }
                 continue;
             }
             let mut records = Vec::new();
@@ -470,6 +480,31 @@ impl Applier {
             .placed
             .open(&handle.name, key, handle.config(), members);
         handle.set_slot(index, opening.finish_or_offline().await);
+    }
+
+    fn has_offline(&self) -> bool {
+        let all = self.topics.all();
+        all.iter().any(|topic| !topic.offline().is_empty())
+    }
+
+    /// Tries again what could not be opened: a disk may have room by now, or the process files.
+    async fn open_offline(&self) {
+        for handle in self.topics.all() {
+            let Some(topic) = self.declared(handle.topic_id) else {
+                continue;
+            };
+            for index in handle.offline() {
+                let key = PartitionKey {
+                    topic_id: handle.topic_id,
+                    index,
+                };
+                let members = Members::of(&topic, index);
+                let opening = self
+                    .placed
+                    .open(&handle.name, key, handle.config(), members);
+                handle.set_slot(index, opening.finish_or_offline().await);
+            }
+        }
     }
 
     /// A partition has its new replicas: the one here goes if it is none of them.

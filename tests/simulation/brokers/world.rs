@@ -246,9 +246,14 @@ impl World {
         for node in 0..self.nodes.len() {
             self.around[node].stopped_until = 0;
             let trouble = self.nodes[node].trouble;
-            let is_sound = self.nodes[node].is_up() && trouble == Trouble::None;
-            if !is_sound || self.around[node].had_trouble {
-                self.restart(node, trouble == Trouble::Fatal);
+            match trouble {
+                // All comes back by itself once the disk can write.
+                Trouble::Writes if self.nodes[node].is_up() => {
+                    self.nodes[node].disk.set_faults(Faults::default());
+                    self.nodes[node].trouble = Trouble::None;
+                }
+                Trouble::None if self.nodes[node].is_up() => {}
+                _ => self.restart(node, trouble == Trouble::Fatal),
             }
         }
         self.until("all brokers serve", |world| {
@@ -721,11 +726,12 @@ impl World {
         }
     }
 
-    /// A replica that is not what it was, or a move that is not over.
+    /// A replica that is not what it was or not open, or a move that is not over.
     fn damaged(&self) -> Option<String> {
         self.brokers().find_map(|broker| {
             let damaged = broker.topics.all().into_iter().find_map(|topic| {
-                let index = topic.damaged().first().copied()?;
+                let closed = [topic.damaged(), topic.offline()].concat();
+                let index = closed.first()?;
                 Some(format!("{}-{index} of {}", topic.name, broker.id()))
             });
             let moving = broker.controller.read(|image| {
