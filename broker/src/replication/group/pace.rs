@@ -20,6 +20,12 @@ pub struct Throttle {
     pub followers: ThrottledReplicas,
 }
 
+impl Throttle {
+    fn names_nobody(&self) -> bool {
+        self.leaders == ThrottledReplicas::None && self.followers == ThrottledReplicas::None
+    }
+}
+
 /// Who is held back.
 #[derive(Default)]
 pub(super) struct Pace {
@@ -36,10 +42,7 @@ impl RaftGroup {
 
     /// To be called at each tick: lets members catch up as far as quotas allow.
     pub fn pace_members(&mut self, now_ms: i64) {
-        let throttle = &self.pace.throttle;
-        let is_unthrottled = throttle.leaders == ThrottledReplicas::None
-            && throttle.followers == ThrottledReplicas::None;
-        if is_unthrottled && self.pace.held.is_empty() {
+        if self.pace.throttle.names_nobody() && self.pace.held.is_empty() {
             return;
         }
         let held = match self.is_leader() {
@@ -137,21 +140,20 @@ impl RaftGroup {
         raft.msgs.iter().skip(before).map(entry_bytes).sum()
     }
 
-    /// Charges what Raft sends to members that are held back on its own account: one that is probed gets a
-    /// message with each answer to a heartbeat.
+    /// Charges what Raft sends to members that are held back on its own account: a new one gets a message at
+    /// once, and one that is probed with each answer to a heartbeat.
     pub(super) fn charge(&mut self, messages: &[Message]) {
-        let known = std::mem::take(&mut self.pace.known_bytes);
-        if self.pace.held.is_empty() {
+        let mut known = std::mem::take(&mut self.pace.known_bytes);
+        if self.pace.throttle.names_nobody() || !self.is_leader() {
             return;
         }
-        let mut left = known;
-        for (id, sides) in &self.pace.held {
-            let to = messages.iter().filter(|message| message.to == *id);
+        for (id, sides) in self.to_hold() {
+            let to = messages.iter().filter(|message| message.to == id);
             let bytes: u64 = to.map(entry_bytes).sum();
-            let unknown = bytes.saturating_sub(left);
-            left = left.saturating_sub(bytes);
+            let unknown = bytes.saturating_sub(known);
+            known = known.saturating_sub(bytes);
             let quotas = &self.pace.throttle.quotas;
-            quotas.take(broker_id(*id), *sides, unknown);
+            quotas.take(broker_id(id), sides, unknown);
         }
     }
 }
