@@ -654,6 +654,7 @@ impl RaftGroup {
         progress.messages.extend(self.release());
         self.apply(committed, &mut progress)?;
         self.changed();
+        self.hold_members();
         Ok(progress)
     }
 

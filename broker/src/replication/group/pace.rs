@@ -42,26 +42,8 @@ impl RaftGroup {
 
     /// To be called at each tick: lets members catch up as far as quotas allow.
     pub fn pace_members(&mut self, now_ms: i64) {
-        if self.pace.throttle.names_nobody() && self.pace.held.is_empty() {
-            return;
-        }
-        let held = match self.is_leader() {
-            true => self.to_hold(),
-            false => Vec::new(),
-        };
-        let before = std::mem::replace(&mut self.pace.held, held);
-        let is_held = |held: &[(u64, Sides)], id| held.iter().any(|(other, _)| *other == id);
-        let released: Vec<u64> = before
-            .iter()
-            .map(|(id, _)| *id)
-            .filter(|id| !is_held(&self.pace.held, *id))
-            .collect();
-        for id in released {
-            self.open_window(id);
-            self.send_one(id);
-        }
+        self.hold_members();
         for (id, sides) in self.pace.held.clone() {
-            self.shut_window(id);
             while self
                 .pace
                 .throttle
@@ -81,6 +63,34 @@ impl RaftGroup {
             if self.has_been_sent_all(id) {
                 // Raft finds out with an empty message that one was lost.
                 self.open_window(id);
+            }
+        }
+    }
+
+    /// To be called whenever members or leader may have changed, before Raft hears of a member again: it
+    /// sends one that has answered all that it lacks.
+    pub(super) fn hold_members(&mut self) {
+        if self.pace.throttle.names_nobody() && self.pace.held.is_empty() {
+            return;
+        }
+        let held = match self.is_leader() {
+            true => self.to_hold(),
+            false => Vec::new(),
+        };
+        let before = std::mem::replace(&mut self.pace.held, held);
+        let is_held = |held: &[(u64, Sides)], id| held.iter().any(|(other, _)| *other == id);
+        let released: Vec<u64> = before
+            .iter()
+            .map(|(id, _)| *id)
+            .filter(|id| !is_held(&self.pace.held, *id))
+            .collect();
+        for id in released {
+            self.open_window(id);
+            self.send_one(id);
+        }
+        for (id, _) in self.pace.held.clone() {
+            if !self.has_been_sent_all(id) {
+                self.shut_window(id);
             }
         }
     }
