@@ -1,12 +1,12 @@
 //! A running broker: what the handlers of requests reach.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::sync::{Notify, watch};
+use tokio::sync::watch;
 use uuid::Uuid;
 
 use crate::api::create_topics;
@@ -17,16 +17,16 @@ use crate::cluster::{Cluster, ClusterAnswer, ClusterRequest, HandOver};
 use crate::config::BrokerConfig;
 use crate::controller::Controller;
 use crate::controller::command::{self, Command, CommandAnswer};
-use crate::controller::decide::{GROUP_METADATA_TOPIC, NewTopic, Placement, Refusal};
+use crate::controller::decide::{Placement, Refusal};
 use crate::controller::image::BrokerInfo;
-use crate::group::coordinator::DeletedTopic;
+use crate::coordinator::host::Coordinating;
 use crate::group::service::GroupCoordinator;
 use crate::jobs::StatusRegistry;
-use crate::offsets_log::OffsetsLog;
 use crate::server::memory::MemoryBudget;
 use crate::shard::handle::PartitionHandle;
 use crate::shard::view::PartitionKey;
 use crate::topics::TopicRegistry;
+use crate::transaction::service::TransactionCoordinator;
 use streamgauge_protocol::error::ErrorCode;
 
 /// How long a broker waits until its image shows what the controller has done for it.
@@ -60,9 +60,9 @@ pub struct Broker {
     pub job_statuses: Arc<StatusRegistry>,
     pub stopping: watch::Receiver<bool>,
     pub cluster: Arc<Cluster>,
-    /// The partitions of the offsets topic whose groups this broker coordinates, and the epoch in
-    /// which it leads them.
-    pub coordinating: Mutex<HashMap<i32, i32>>,
+    pub transactions: TransactionCoordinator,
+    /// The partitions whose groups, and those whose transactions, this broker coordinates.
+    pub coordinating: Coordinating,
 }
 
 impl Broker {
@@ -274,6 +274,14 @@ impl Broker {
         Ok(answer.payload)
     }
 
+    /// Waits until the image here shows what the controller had done before this was called.
+    pub async fn catch_up(&self) -> Result<(), Refusal> {
+        if !self.controller.is_active() {
+            self.ask_controller(&ClusterRequest::CatchUp).await?;
+        }
+        Ok(())
+    }
+
     /// Who votes on the metadata.
     pub fn voters(&self) -> Vec<i32> {
         let named = self.controller.read(|image| image.voters().cloned());
@@ -315,128 +323,6 @@ impl Broker {
                 () = self.stopping() => return Ok(()),
                 () = tokio::time::sleep(REGISTER_RETRY) => {}
             }
-        }
-    }
-
-    /// Makes sure that groups have coordinators: their topic exists. Who leads its partitions takes
-    /// up their work by itself.
-    pub async fn coordinate_groups(self: &Arc<Self>) -> Result<(), Refusal> {
-        if self.topics.by_name(GROUP_METADATA_TOPIC).is_none() {
-            self.create_offsets_topic().await?;
-        }
-        self.follow_offsets_topic();
-        Ok(())
-    }
-
-    /// Takes up the work of the coordinators whose partitions are led here, and lays it down where
-    /// they are no longer.
-    pub fn follow_offsets_topic(&self) {
-        let Some(topic) = self.topics.by_name(GROUP_METADATA_TOPIC) else {
-            return;
-        };
-        let mut led = self
-            .coordinating
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        for partition in topic.handles() {
-            let view = partition.view();
-            let index = view.key().index;
-            let epoch = view.is_serving().then(|| view.leader_epoch());
-            match (led.get(&index).copied(), epoch) {
-                (before, Some(epoch)) if before != Some(epoch) => {
-                    if before.is_some() {
-                        self.groups.resign(index);
-                    }
-                    let log = OffsetsLog::new(partition.clone());
-                    self.groups.become_leader(index, Arc::new(log));
-                    led.insert(index, epoch);
-                }
-                (Some(_), None) => {
-                    self.groups.resign(index);
-                    led.remove(&index);
-                }
-                _ => {}
-            }
-        }
-    }
-
-    /// Lays down the work of all coordinators here: members that wait are told to look elsewhere.
-    pub fn resign_groups(&self) {
-        let mut led = self
-            .coordinating
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        for (index, _) in led.drain() {
-            self.groups.resign(index);
-        }
-    }
-
-    fn topic_names(&self) -> BTreeSet<DeletedTopic> {
-        self.controller.read(|image| {
-            let topics = image.topics().map(|topic| DeletedTopic {
-                name: topic.name.clone(),
-                id: topic.topic_id,
-            });
-            topics.collect()
-        })
-    }
-
-    /// Runs until the broker stops: see [`Self::follow_offsets_topic`]. Coordinators also forget the offsets of
-    /// topics that are gone, whichever broker was asked to delete them.
-    pub async fn follow_leadership(self: Arc<Self>) {
-        let changed = Arc::new(Notify::new());
-        let mut metadata = self.controller.changes();
-        let mut known = BTreeSet::new();
-        loop {
-            let there = self.topic_names();
-            let gone: Vec<DeletedTopic> = known.difference(&there).cloned().collect();
-            known = there;
-            if !gone.is_empty() {
-                let broker = Arc::clone(&self);
-                // Its records wait for their commit, and this loop says who may have to give up waiting.
-                drop(tokio::spawn(async move {
-                    broker.groups.topics_deleted(gone).await;
-                }));
-            }
-            if let Some(topic) = self.topics.by_name(GROUP_METADATA_TOPIC) {
-                for partition in topic.handles() {
-                    partition.view().wake(&changed);
-                }
-            }
-            self.follow_offsets_topic();
-            tokio::select! {
-                biased;
-                () = self.stopping() => return,
-                () = changed.notified() => {}
-                _ = metadata.changed() => {}
-            }
-        }
-    }
-
-    /// Makes the topic of the group coordinators, with Kafka's settings for it.
-    async fn create_offsets_topic(self: &Arc<Self>) -> Result<(), Refusal> {
-        let config = &self.config;
-        let new = NewTopic {
-            name: GROUP_METADATA_TOPIC.to_owned(),
-            partitions: config.offsets_topic_num_partitions,
-            // As many as the cluster has brokers, up to what is configured.
-            replication_factor: config
-                .offsets_topic_replication_factor
-                .min(i16::try_from(config.voters().len()).unwrap_or(i16::MAX)),
-            assignments: Vec::new(),
-            configs: BTreeMap::from([
-                ("cleanup.policy".into(), "compact".into()),
-                ("compression.type".into(), "producer".into()),
-                (
-                    "segment.bytes".into(),
-                    config.offsets_topic_segment_bytes.to_string(),
-                ),
-            ]),
-            internal: true,
-        };
-        match self.command(Command::CreateTopic(new)).await {
-            Err(refusal) if refusal.code != ErrorCode::TopicAlreadyExists => Err(refusal),
-            _ => Ok(()),
         }
     }
 }

@@ -70,8 +70,12 @@ pub const APIS: &[Api] = &[
     api(21, "DeleteRecords", 0, 2, 2),
     api(22, "InitProducerId", 0, 5, 2),
     api(23, "OffsetForLeaderEpoch", 2, 4, 4),
+    api(24, "AddPartitionsToTxn", 0, 5, 3),
+    api(25, "AddOffsetsToTxn", 0, 4, 3),
+    api(26, "EndTxn", 0, 5, 3),
     // Version 2 is read by `newer`.
     api(27, "WriteTxnMarkers", 1, 2, 1),
+    api(28, "TxnOffsetCommit", 0, 5, 3),
     api(32, "DescribeConfigs", 1, 4, 4),
     api(33, "AlterConfigs", 0, 2, 2),
     // Version 5 is coded by `newer`.
@@ -87,6 +91,8 @@ pub const APIS: &[Api] = &[
     api(60, "DescribeCluster", 0, 2, 0),
     api(61, "DescribeProducers", 0, 0, 0),
     api(64, "UnregisterBroker", 0, 0, 0),
+    api(65, "DescribeTransactions", 0, 0, 0),
+    api(66, "ListTransactions", 0, 2, 0),
     api(75, "DescribeTopicPartitions", 0, 0, 0),
     // Version 1 is read by `newer`.
     api(80, "AddRaftVoter", 0, 1, 0),

@@ -1,5 +1,8 @@
 //! ApiVersions, versions 0 to 4 (KIP-35, KIP-511, KIP-584).
 //!
+//! Of Kafka's features there is one, `transaction.version`: at its level 2 clients raise their epoch with each transaction and leave
+//! the adding of partitions to the leaders (KIP-890).
+//!
 //! A request of a version that we do not know is answered with the body of version 0, error 35 and
 //! the full list, so that a newer client can step down. The response header is always version 0,
 //! as a client cannot know yet which header we would use.
@@ -8,13 +11,20 @@ use streamgauge_protocol::error::ErrorCode;
 use streamgauge_protocol::versions::APIS;
 
 use super::kafka::ApiVersionsRequest;
-use super::kafka::api_versions_response::{ApiVersion, ApiVersionsResponse};
+use super::kafka::api_versions_response::{
+    ApiVersion, ApiVersionsResponse, FinalizedFeatureKey, SupportedFeatureKey,
+};
 use super::{Answer, Context, RequestError, encode};
+use crate::transaction::state::EPOCH_BUMP_VERSION;
+use streamgauge_protocol::messages::protocol::StrBytes;
 
 const UNSUPPORTED_VERSION_ANSWER: i16 = 0;
+const TRANSACTION_VERSION: &str = "transaction.version";
 
 pub async fn handle(context: Context, request: ApiVersionsRequest) -> ApiVersionsResponse {
     let mut response = supported();
+    // As the epoch counts how far the metadata is.
+    response.finalized_features_epoch = context.broker.controller.applied_offset();
     if context.version >= 3 && !is_valid_software(&request) {
         response.error_code = ErrorCode::InvalidRequest.code();
         response.api_keys = Vec::new();
@@ -44,9 +54,20 @@ fn supported() -> ApiVersionsResponse {
                 .with_max_version(api.max)
         })
         .collect();
+    let feature = StrBytes::from_static_str(TRANSACTION_VERSION);
+    let supported = SupportedFeatureKey::default()
+        .with_name(feature.clone())
+        .with_min_version(0)
+        .with_max_version(EPOCH_BUMP_VERSION);
+    let finalized = FinalizedFeatureKey::default()
+        .with_name(feature)
+        .with_min_version_level(EPOCH_BUMP_VERSION)
+        .with_max_version_level(EPOCH_BUMP_VERSION);
     ApiVersionsResponse::default()
         .with_api_keys(api_keys)
+        .with_supported_features(vec![supported])
         .with_finalized_features_epoch(-1)
+        .with_finalized_features(vec![finalized])
 }
 
 /// `ApiVersionsRequest.isValid`: name and version are given, in characters fit for metrics.

@@ -23,7 +23,9 @@ use super::kafka::{CreateTopicsRequest, TopicName};
 use crate::broker::Broker;
 use crate::config::{AGGREGATION, BrokerLayers, TopicConfig};
 use crate::controller::command::Command;
-use crate::controller::decide::{NewTopic, Refusal, create_topic};
+use crate::controller::decide::{
+    GROUP_METADATA_TOPIC, NewTopic, Refusal, TRANSACTION_STATE_TOPIC, create_topic,
+};
 use crate::controller::image::{Image, Topic};
 use crate::controller::record::MetadataRecord;
 use crate::jobs::check_aggregation;
@@ -185,8 +187,10 @@ fn check_declaration(topic: &Topic) -> Result<(), Refusal> {
 
 /// Creates the topic that a client asked metadata for.
 pub async fn auto_create(broker: &Arc<Broker>, name: &str) -> Result<Arc<Topic>, Refusal> {
-    if name == crate::controller::decide::GROUP_METADATA_TOPIC {
+    if name == GROUP_METADATA_TOPIC {
         broker.coordinate_groups().await?;
+    } else if name == TRANSACTION_STATE_TOPIC {
+        broker.coordinate_transactions().await?;
     } else {
         let new = NewTopic {
             name: name.to_owned(),

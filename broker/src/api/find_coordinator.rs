@@ -1,5 +1,4 @@
-//! FindCoordinator 0-6 (KIP-699: several keys from 4 on). Groups only: transactions and
-//! share groups get INVALID_REQUEST.
+//! FindCoordinator 0-6 (KIP-699: several keys from 4 on), of groups and transactions. Share groups get INVALID_REQUEST.
 
 use kafka_protocol::error::ResponseError;
 use kafka_protocol::messages::find_coordinator_response::Coordinator;
@@ -17,14 +16,33 @@ pub struct BrokerAddress {
     pub port: u16,
 }
 
-/// Answers one request. `leader_of` gives the leader of the offsets partition that a group belongs to; `None` while
+/// What has a coordinator.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    Group,
+    Transaction,
+}
+
+impl Kind {
+    /// By its number on the wire; versions before 1 know groups only.
+    pub fn of(request: &FindCoordinatorRequest) -> Option<Self> {
+        match request.key_type {
+            KEY_TYPE_GROUP => Some(Self::Group),
+            KEY_TYPE_TRANSACTION => Some(Self::Transaction),
+            _ => None,
+        }
+    }
+}
+
+/// Answers one request. `leader_of` gives the leader of the partition that a group or a transactional id belongs to; `None` while
 /// it has none or the topic does not exist yet.
 pub fn handle(
     version: i16,
     request: &FindCoordinatorRequest,
-    leader_of: impl Fn(&str) -> Option<BrokerAddress>,
+    leader_of: impl Fn(Kind, &str) -> Option<BrokerAddress>,
 ) -> FindCoordinatorResponse {
-    let find = |key: &StrBytes| find(key, request.key_type, &leader_of);
+    let kind = Kind::of(request);
+    let find = |key: &StrBytes| find(key, kind, &leader_of);
     let mut response = FindCoordinatorResponse::default();
     if version >= 4 {
         response.coordinators = request.coordinator_keys.iter().map(find).collect();
@@ -41,8 +59,8 @@ pub fn handle(
 
 fn find(
     key: &StrBytes,
-    key_type: i8,
-    leader_of: impl Fn(&str) -> Option<BrokerAddress>,
+    kind: Option<Kind>,
+    leader_of: impl Fn(Kind, &str) -> Option<BrokerAddress>,
 ) -> Coordinator {
     let failed = |error: ResponseError, message: &'static str| {
         Coordinator::default()
@@ -52,26 +70,16 @@ fn find(
             .with_error_code(error.code())
             .with_error_message(Some(StrBytes::from_static_str(message)))
     };
-    match key_type {
-        KEY_TYPE_GROUP => {}
-        KEY_TYPE_TRANSACTION => {
-            return failed(
-                // Not a retriable code: a producer would ask until its timeout and say nothing useful.
-                ResponseError::InvalidRequest,
-                "this broker has no transactions yet",
-            );
-        }
-        _ => {
-            return failed(
-                ResponseError::InvalidRequest,
-                "this broker knows coordinators of groups only",
-            );
-        }
-    }
-    let Some(broker) = leader_of(key) else {
+    let Some(kind) = kind else {
+        return failed(
+            ResponseError::InvalidRequest,
+            "this broker knows coordinators of groups and transactions only",
+        );
+    };
+    let Some(broker) = leader_of(kind, key) else {
         return failed(
             ResponseError::CoordinatorNotAvailable,
-            "the group's offsets partition has no leader",
+            "the coordinator's partition has no leader",
         );
     };
     Coordinator::default()

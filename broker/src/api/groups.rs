@@ -9,7 +9,7 @@ use super::kafka::{
     SyncGroupResponse,
 };
 use super::{Context, find_coordinator as find};
-use crate::controller::decide::GROUP_METADATA_TOPIC;
+use crate::controller::decide::{GROUP_METADATA_TOPIC, TRANSACTION_STATE_TOPIC};
 use crate::group::coordinator::RequestInfo;
 
 fn info(context: &Context) -> RequestInfo {
@@ -20,20 +20,31 @@ fn info(context: &Context) -> RequestInfo {
     }
 }
 
-/// The offsets topic is made when somebody first looks for a coordinator, as in Kafka.
+/// The coordinators' topics are made when somebody first looks for one, as in Kafka.
 pub async fn find_coordinator(
     context: Context,
     request: FindCoordinatorRequest,
 ) -> FindCoordinatorResponse {
     let broker = &context.broker;
-    if let Err(refusal) = broker.coordinate_groups().await {
-        tracing::warn!(%refusal, "the offsets topic could not be created");
+    let coordinated = match find::Kind::of(&request) {
+        Some(find::Kind::Transaction) => broker.coordinate_transactions().await,
+        _ => broker.coordinate_groups().await,
+    };
+    if let Err(refusal) = coordinated {
+        tracing::warn!(%refusal, "the topic of the coordinators could not be created");
     }
-    find::handle(context.version, &request, |group| {
+    find::handle(context.version, &request, |kind, key| {
+        let (topic, partition) = match kind {
+            find::Kind::Group => (GROUP_METADATA_TOPIC, broker.groups.partition_for(key)),
+            find::Kind::Transaction => {
+                let partition = broker.transactions.partition_for(key);
+                (TRANSACTION_STATE_TOPIC, partition)
+            }
+        };
         let topic = broker
             .controller
-            .read(|image| image.topic(GROUP_METADATA_TOPIC).cloned())?;
-        let led = broker.leadership(topic.topic_id, broker.groups.partition_for(group))?;
+            .read(|image| image.topic(topic).cloned())?;
+        let led = broker.leadership(topic.topic_id, partition)?;
         let leader = broker.endpoint_of(led.leader)?;
         Some(find::BrokerAddress {
             node_id: leader.node_id,

@@ -1,4 +1,4 @@
-//! InitProducerId, versions 0 to 5 (KIP-98, KIP-360), for idempotent producers.
+//! InitProducerId, versions 0 to 5 (KIP-98, KIP-360, KIP-890).
 //!
 //! Without a transactional id every call gives a new producer id at epoch 0, as in Kafka; the ids
 //! come from blocks that the controller logs.
@@ -12,29 +12,54 @@ use super::kafka::{InitProducerIdRequest, InitProducerIdResponse, ProducerId};
 use crate::broker::Broker;
 use crate::controller::command::Command;
 use crate::controller::decide::Refusal;
+use crate::transaction::coordinator::Producer;
+use crate::transaction::state::{NO_PRODUCER_EPOCH, NO_PRODUCER_ID};
 
 /// Ids taken from the controller at once (`ProducerIdsBlock.PRODUCER_ID_BLOCK_SIZE`).
 const BLOCK_SIZE: i64 = 1000;
+/// First version whose clients know PRODUCER_FENCED.
+const FENCED_VERSION: i16 = 4;
 
 pub async fn handle(context: Context, request: InitProducerIdRequest) -> InitProducerIdResponse {
-    let failed = |code: ErrorCode| {
-        InitProducerIdResponse::default()
-            .with_error_code(code.code())
-            .with_producer_id(ProducerId(-1))
-            .with_producer_epoch(-1)
+    let (id, epoch) = match produce(&context, &request).await {
+        Ok(producer) => (producer.id, producer.epoch),
+        Err(code) => {
+            let code = match code {
+                ErrorCode::ProducerFenced if context.version < FENCED_VERSION => {
+                    ErrorCode::InvalidProducerEpoch
+                }
+                code => code,
+            };
+            return InitProducerIdResponse::default()
+                .with_error_code(code.code())
+                .with_producer_id(ProducerId(NO_PRODUCER_ID))
+                .with_producer_epoch(NO_PRODUCER_EPOCH);
+        }
+    };
+    InitProducerIdResponse::default()
+        .with_producer_id(ProducerId(id))
+        .with_producer_epoch(epoch)
+}
+
+async fn produce(
+    context: &Context,
+    request: &InitProducerIdRequest,
+) -> Result<Producer, ErrorCode> {
+    let broker = &context.broker;
+    let known = match (request.producer_id.0, request.producer_epoch) {
+        (NO_PRODUCER_ID, NO_PRODUCER_EPOCH) => None,
+        (NO_PRODUCER_ID, _) | (_, NO_PRODUCER_EPOCH) => return Err(ErrorCode::InvalidRequest),
+        (id, epoch) => Some(Producer { id, epoch }),
     };
     if let Some(id) = &request.transactional_id {
-        // Said plainly: a retriable code would be retried until the client gives up.
-        tracing::debug!(transactional_id = %id.0, "refused a transactional producer");
-        return failed(ErrorCode::InvalidRequest);
+        let timeout_ms = request.transaction_timeout_ms;
+        return broker.transactions.init(id, timeout_ms, known).await;
     }
-    match context.broker.producer_ids.next(&context.broker).await {
-        Ok(id) => InitProducerIdResponse::default()
-            .with_producer_id(ProducerId(id))
-            .with_producer_epoch(0),
+    match broker.producer_ids.next(broker).await {
+        Ok(id) => Ok(Producer { id, epoch: 0 }),
         Err(refusal) => {
             tracing::warn!(%refusal, "no producer ids");
-            failed(ErrorCode::CoordinatorLoadInProgress)
+            Err(ErrorCode::CoordinatorLoadInProgress)
         }
     }
 }

@@ -1,5 +1,7 @@
 //! One file an API: validate, do, answer. The table of versions is `streamgauge_protocol::versions`.
 
+pub mod add_offsets_to_txn;
+pub mod add_partitions_to_txn;
 pub mod add_raft_voter;
 pub mod alter_configs;
 pub mod alter_partition_reassignments;
@@ -17,7 +19,9 @@ pub mod describe_log_dirs;
 pub mod describe_producers;
 pub mod describe_quorum;
 pub mod describe_topic_partitions;
+pub mod describe_transactions;
 pub mod elect_leaders;
+pub mod end_txn;
 pub mod fetch;
 pub mod find_coordinator;
 pub mod groups;
@@ -28,6 +32,7 @@ pub mod leave_group;
 pub mod list_groups;
 pub mod list_offsets;
 pub mod list_partition_reassignments;
+pub mod list_transactions;
 pub mod metadata;
 pub mod offset_commit;
 pub mod offset_delete;
@@ -35,6 +40,7 @@ pub mod offset_fetch;
 pub mod offset_for_leader_epoch;
 pub mod produce;
 pub mod sync_group;
+pub mod txn_offset_commit;
 pub mod unregister_broker;
 pub mod write_txn_markers;
 
@@ -321,6 +327,12 @@ fn dispatch(request: Request) -> Result<Handling, RequestError> {
         ApiKey::CreatePartitions => request.answer(create_partitions::handle),
         ApiKey::InitProducerId => request.answer(init_producer_id::handle),
         ApiKey::OffsetForLeaderEpoch => request.answer(offset_for_leader_epoch::handle),
+        ApiKey::AddPartitionsToTxn => request.answer(add_partitions_to_txn::handle),
+        ApiKey::AddOffsetsToTxn => request.answer(add_offsets_to_txn::handle),
+        ApiKey::EndTxn => request.answer(end_txn::handle),
+        ApiKey::TxnOffsetCommit => request.answer(txn_offset_commit::handle),
+        ApiKey::DescribeTransactions => request.answer(describe_transactions::handle),
+        ApiKey::ListTransactions => request.answer(list_transactions::handle),
         ApiKey::WriteTxnMarkers => request.answer(write_txn_markers::handle),
         ApiKey::DescribeConfigs => request.answer(configs::describe),
         ApiKey::AlterConfigs => request.answer(configs::alter),

@@ -6,6 +6,9 @@
 //!           3 │ a hand-over, JSON          to the leader of the partitions
 //!           4 │ what a job needs           to the leader of the partition, see `partition_request`
 //!           5 │ a transaction's marker     to the leader of the partition, see `transaction::markers`
+//!           6 │ is a partition part of     to the coordinator of the transaction, see `transaction::verify`
+//!             │ a transaction?
+//!           7 │ nothing                    to the leader of the metadata log, to hear how far that is
 //! answer    status u8 │ metadata offset i64 │ the command's answer, JSON, or the Kafka response
 //! ```
 //!
@@ -27,7 +30,7 @@ use crate::controller::decide::Refusal;
 use crate::ids::base64;
 use crate::server::connection::Peer;
 use crate::shard::view::PartitionKey;
-use crate::transaction::markers;
+use crate::transaction::{markers, verify};
 use streamgauge_protocol::error::ErrorCode;
 
 const COMMAND: u8 = 1;
@@ -35,6 +38,8 @@ const KAFKA: u8 = 2;
 const HAND_OVER: u8 = 3;
 const PARTITION: u8 = 4;
 const MARKER: u8 = 5;
+const VERIFY: u8 = 6;
+const CATCH_UP: u8 = 7;
 
 const DONE: u8 = 0;
 const NOT_DONE: u8 = 1;
@@ -82,6 +87,8 @@ pub enum ClusterRequest {
     HandOver(HandOver),
     Partition(Bytes),
     Marker(Bytes),
+    Verify(Bytes),
+    CatchUp,
 }
 
 impl ClusterRequest {
@@ -105,6 +112,11 @@ impl ClusterRequest {
                 bytes.put_u8(MARKER);
                 bytes.extend_from_slice(request);
             }
+            Self::Verify(request) => {
+                bytes.put_u8(VERIFY);
+                bytes.extend_from_slice(request);
+            }
+            Self::CatchUp => bytes.put_u8(CATCH_UP),
             Self::HandOver(hand_over) => {
                 bytes.put_u8(HAND_OVER);
                 bytes.extend(serde_json::to_vec(hand_over).unwrap_or_default());
@@ -157,10 +169,14 @@ pub async fn serve(broker: Arc<Broker>, from: i32, payload: Bytes) -> Bytes {
     if let Some((&MARKER, request)) = payload.split_first() {
         return markers::serve(&broker, payload.slice_ref(request)).await;
     }
+    if let Some((&VERIFY, request)) = payload.split_first() {
+        return verify::serve(&broker, payload.slice_ref(request)).await;
+    }
     if !broker.controller.is_active() {
         return not_ready();
     }
     let answer = match payload.split_first() {
+        Some((&CATCH_UP, _)) => Some(Vec::new()),
         Some((&COMMAND, command)) => match serde_json::from_slice::<Command>(command) {
             Ok(command) => {
                 let answer = broker.run_command(command).await;

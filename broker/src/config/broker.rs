@@ -68,9 +68,15 @@ pub struct BrokerConfig {
 
     pub producer_id_expiration_ms: i64,
     pub producer_id_expiration_check_interval_ms: i64,
+    /// How often it is looked for transactions that have timed out.
+    pub transaction_abort_interval_ms: i64,
     pub transaction_max_timeout_ms: i32,
+    pub transaction_state_log_min_isr: i32,
     pub transaction_state_log_num_partitions: i32,
     pub transaction_state_log_replication_factor: i16,
+    pub transaction_state_log_segment_bytes: i32,
+    /// How often it is looked for transactional ids to forget.
+    pub transactional_id_expiration_interval_ms: i64,
     pub transactional_id_expiration_ms: i64,
 
     pub log_retention_check_interval_ms: i64,
@@ -184,11 +190,17 @@ impl BrokerConfig {
             producer_id_expiration_ms: read.number("producer.id.expiration.ms"),
             producer_id_expiration_check_interval_ms: read
                 .number("producer.id.expiration.check.interval.ms"),
+            transaction_abort_interval_ms: read
+                .number("transaction.abort.timed.out.transaction.cleanup.interval.ms"),
             transaction_max_timeout_ms: read.number("transaction.max.timeout.ms"),
+            transaction_state_log_min_isr: read.number("transaction.state.log.min.isr"),
             transaction_state_log_num_partitions: read
                 .number("transaction.state.log.num.partitions"),
             transaction_state_log_replication_factor: read
                 .replication_factor("transaction.state.log.replication.factor"),
+            transaction_state_log_segment_bytes: read.number("transaction.state.log.segment.bytes"),
+            transactional_id_expiration_interval_ms: read
+                .number("transaction.remove.expired.transaction.cleanup.interval.ms"),
             transactional_id_expiration_ms: read.number("transactional.id.expiration.ms"),
             log_retention_check_interval_ms: read.number("log.retention.check.interval.ms"),
             log_cleaner_enable: read.bool("log.cleaner.enable"),

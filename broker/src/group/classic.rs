@@ -20,13 +20,14 @@ mod sync;
 
 use super::member::Member;
 use super::records::{CoordinatorRecord, GroupMetadataValue};
+use crate::coordinator::machine::LogRecord;
 use bytes::Bytes;
 use indexmap::IndexMap;
 use kafka_protocol::error::ResponseError;
 use std::collections::{HashMap, HashSet};
 
 /// Identifies a waiting request to the caller.
-pub type Token = u64;
+pub use crate::coordinator::machine::Token;
 
 /// How long a member that waits in its first join is kept without a sign of life (`classicGroupNewMemberJoinTimeoutMs`).
 const NEW_MEMBER_JOIN_TIMEOUT_MS: i64 = 5 * 60 * 1_000;

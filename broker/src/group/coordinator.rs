@@ -11,26 +11,24 @@ use super::classic::{
 use super::config::GroupConfig;
 use super::member::{JoinRequest, Protocol};
 use super::offsets::{OffsetStore, tombstone};
-use super::records::{CoordinatorRecord, OffsetCommitKey, OffsetCommitValue};
+use super::pending::PendingOffsets;
+use super::records::CoordinatorRecord;
+use crate::coordinator::machine::{self, EndMarker, Entry, Machine};
 use kafka_protocol::error::ResponseError;
 use kafka_protocol::messages::describe_groups_response::{DescribedGroup, DescribedGroupMember};
 use kafka_protocol::messages::list_groups_response::ListedGroup;
-use kafka_protocol::messages::offset_commit_response::{
-    OffsetCommitResponsePartition, OffsetCommitResponseTopic,
-};
-use kafka_protocol::messages::offset_delete_response::{
-    OffsetDeleteResponsePartition, OffsetDeleteResponseTopic,
-};
 use kafka_protocol::messages::offset_fetch_request::OffsetFetchRequestGroup;
-use kafka_protocol::messages::offset_fetch_response::{
-    OffsetFetchResponseGroup, OffsetFetchResponsePartitions, OffsetFetchResponseTopics,
-};
+use kafka_protocol::messages::offset_fetch_response::OffsetFetchResponseGroup;
 use kafka_protocol::messages::{
     GroupId, HeartbeatRequest, JoinGroupRequest, LeaveGroupRequest, OffsetCommitRequest,
-    OffsetCommitResponse, OffsetDeleteRequest, OffsetDeleteResponse, SyncGroupRequest, TopicName,
+    OffsetCommitResponse, OffsetDeleteRequest, OffsetDeleteResponse, SyncGroupRequest,
+    TxnOffsetCommitRequest, TxnOffsetCommitResponse,
 };
 use kafka_protocol::protocol::StrBytes;
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap};
+use std::convert::Infallible;
+use streamgauge_protocol::batch::TransactionResult;
+use streamgauge_storage::producer_state::VerificationGuard;
 use uuid::Uuid;
 
 /// Who sent a request, and how.
@@ -57,7 +55,18 @@ pub enum Request {
         request: OffsetCommitRequest,
         api_version: i16,
     },
-    FetchOffsets(OffsetFetchRequestGroup),
+    /// Its topics exist, and these are their ids; the transaction has been verified.
+    CommitInTransaction {
+        request: TxnOffsetCommitRequest,
+        topic_ids: HashMap<String, Uuid>,
+        guard: Option<VerificationGuard>,
+    },
+    /// The transaction coordinator ends a transaction in this partition.
+    EndTransaction(EndMarker),
+    FetchOffsets {
+        group: OffsetFetchRequestGroup,
+        require_stable: bool,
+    },
     DeleteOffsets(OffsetDeleteRequest),
     Describe(GroupId),
     List,
@@ -80,6 +89,8 @@ pub enum Reply {
     Heartbeat(Result<(), ResponseError>),
     Leave(Result<Vec<Result<(), ResponseError>>, ResponseError>),
     CommitOffsets(OffsetCommitResponse),
+    CommitInTransaction(TxnOffsetCommitResponse),
+    EndTransaction,
     FetchOffsets(OffsetFetchResponseGroup),
     DeleteOffsets(OffsetDeleteResponse),
     Describe(Option<DescribedGroup>),
@@ -88,52 +99,153 @@ pub enum Reply {
     TopicsDeleted,
 }
 
-/// Records to append, then replies to give.
-#[derive(Debug, Default)]
-pub struct Decision {
-    pub records: Vec<CoordinatorRecord>,
-    pub replies: Vec<(Token, Reply)>,
-}
-
-impl Decision {
-    fn reply(token: Token, reply: Reply) -> Self {
-        Self {
-            records: Vec::new(),
-            replies: vec![(token, reply)],
-        }
-    }
-}
+pub type Decision = machine::Decision<CoordinatorRecord, Reply, Infallible>;
 
 /// The groups and offsets of one offsets partition.
 #[derive(Debug)]
 pub struct PartitionCoordinator {
-    config: GroupConfig,
-    groups: HashMap<String, ClassicGroup>,
-    offsets: OffsetStore,
+    pub(super) config: GroupConfig,
+    pub(super) groups: HashMap<String, ClassicGroup>,
+    pub(super) offsets: OffsetStore,
+    pub(super) pending: PendingOffsets,
     timers: BTreeSet<(i64, String)>,
     next_retention_check_ms: i64,
 }
 
-impl PartitionCoordinator {
-    /// A coordinator that knows no group yet.
-    pub fn new(config: GroupConfig, now_ms: i64) -> Self {
+impl Machine for PartitionCoordinator {
+    const NAME: &'static str = "group coordinator";
+    type Settings = GroupConfig;
+    type Request = Request;
+    type Reply = Reply;
+    type Record = CoordinatorRecord;
+    type Effect = Infallible;
+
+    fn new(config: GroupConfig, now_ms: i64) -> Self {
         let next_retention_check_ms =
             now_ms.saturating_add(config.offsets_retention_check_interval_ms);
         Self {
             config,
             groups: HashMap::new(),
             offsets: OffsetStore::default(),
+            pending: PendingOffsets::default(),
             timers: BTreeSet::new(),
             next_retention_check_ms,
         }
     }
 
-    /// Applies a record read back from the log.
-    pub fn replay(&mut self, record: &CoordinatorRecord, now_ms: i64) {
+    fn replay(&mut self, entry: Entry<CoordinatorRecord>, now_ms: i64) {
+        match entry {
+            Entry::Record(record) => self.replay_record(&record, now_ms),
+            Entry::Pending {
+                producer_id,
+                record:
+                    CoordinatorRecord::OffsetCommit {
+                        key,
+                        value: Some(value),
+                    },
+            } => {
+                self.create_simple_group(&key.group_id, now_ms);
+                self.pending.add(producer_id, &key, value);
+            }
+            // Transactions have offsets only.
+            Entry::Pending { .. } => {}
+            Entry::Marker {
+                producer_id,
+                result,
+            } => {
+                let committed = result == TransactionResult::Commit;
+                for (key, value) in self.pending.end(producer_id, committed) {
+                    self.create_simple_group(&key.group_id, now_ms);
+                    self.offsets.replay(&key, Some(&value));
+                }
+            }
+        }
+    }
+
+    fn next_deadline(&self) -> i64 {
+        let group = self.timers.first().map_or(i64::MAX, |(at_ms, _)| *at_ms);
+        group.min(self.next_retention_check_ms)
+    }
+
+    fn tick(&mut self, now_ms: i64) -> Decision {
+        let mut decision = Decision::default();
+        let due: Vec<String> = self
+            .timers
+            .iter()
+            .take_while(|(at, _)| *at <= now_ms)
+            .map(|(_, id)| id.clone())
+            .collect();
+        for group_id in due {
+            self.with_group(&group_id, &mut decision, |group, effects| {
+                group.tick(now_ms, effects)
+            });
+        }
+        if now_ms >= self.next_retention_check_ms {
+            self.next_retention_check_ms =
+                now_ms.saturating_add(self.config.offsets_retention_check_interval_ms);
+            decision.records.extend(self.expire_offsets(now_ms));
+        }
+        decision
+    }
+
+    fn handle(&mut self, request: Request, token: Token, now_ms: i64) -> Decision {
+        match request {
+            Request::Join {
+                info,
+                request,
+                new_member_suffix,
+            } => self.join(info, request, new_member_suffix, token, now_ms),
+            Request::Sync(request) => self.sync(request, token, now_ms),
+            Request::Heartbeat(request) => self.heartbeat(&request, token, now_ms),
+            Request::Leave(request) => self.leave(&request, token, now_ms),
+            Request::CommitOffsets {
+                request,
+                api_version,
+            } => self.commit_offsets(&request, api_version, token, now_ms),
+            Request::CommitInTransaction {
+                request,
+                topic_ids,
+                guard,
+            } => self.commit_in_transaction(&request, &topic_ids, guard, token, now_ms),
+            Request::EndTransaction(marker) => self.end_transaction(marker, token, now_ms),
+            Request::FetchOffsets {
+                group,
+                require_stable,
+            } => {
+                let fetched = self.fetch_offsets(&group, require_stable);
+                Decision::reply(token, Reply::FetchOffsets(fetched))
+            }
+            Request::DeleteOffsets(request) => self.delete_offsets(&request, token, now_ms),
+            Request::Describe(group) => {
+                Decision::reply(token, Reply::Describe(self.describe(&group)))
+            }
+            Request::List => Decision::reply(token, Reply::List(self.list())),
+            Request::Delete(group) => self.delete_group(&group, token, now_ms),
+            Request::TopicsDeleted(topics) => {
+                let mut decision = self.forget_topics(&topics.into_iter().collect(), now_ms);
+                decision.replies.push((token, Reply::TopicsDeleted));
+                decision
+            }
+        }
+    }
+
+    /// The topics' offsets go as soon as they are known.
+    fn waits_for_loading(request: &Request) -> bool {
+        matches!(request, Request::TopicsDeleted(_))
+    }
+}
+
+impl PartitionCoordinator {
+    /// Applies a record that holds by itself.
+    pub(super) fn replay_record(&mut self, record: &CoordinatorRecord, now_ms: i64) {
         match record {
             CoordinatorRecord::OffsetCommit { key, value } => {
-                if value.is_some() && !self.groups.contains_key(&key.group_id) {
-                    self.create_group(&key.group_id, now_ms);
+                match value {
+                    Some(_) => {
+                        self.create_simple_group(&key.group_id, now_ms);
+                        self.pending.supersede(key);
+                    }
+                    None => self.pending.forget(key),
                 }
                 self.offsets.replay(key, value.as_ref());
             }
@@ -155,74 +267,21 @@ impl PartitionCoordinator {
     }
 
     /// A decision's effect on what is persisted. A living group has already become what its record says.
-    fn apply(&mut self, records: &[CoordinatorRecord], now_ms: i64) {
+    pub(super) fn apply(&mut self, records: &[CoordinatorRecord], now_ms: i64) {
         for record in records {
             if !matches!(
                 record,
                 CoordinatorRecord::GroupMetadata { value: Some(_), .. }
             ) {
-                self.replay(record, now_ms);
+                self.replay_record(record, now_ms);
             }
         }
     }
 
-    /// When [`tick`](Self::tick) is next needed.
-    pub fn next_deadline(&self) -> i64 {
-        let group = self.timers.first().map_or(i64::MAX, |(at_ms, _)| *at_ms);
-        group.min(self.next_retention_check_ms)
-    }
-
-    /// Sessions, rebalances and offsets whose time is up.
-    pub fn tick(&mut self, now_ms: i64) -> Decision {
-        let mut decision = Decision::default();
-        let due: Vec<String> = self
-            .timers
-            .iter()
-            .take_while(|(at, _)| *at <= now_ms)
-            .map(|(_, id)| id.clone())
-            .collect();
-        for group_id in due {
-            self.with_group(&group_id, &mut decision, |group, effects| {
-                group.tick(now_ms, effects)
-            });
-        }
-        if now_ms >= self.next_retention_check_ms {
-            self.next_retention_check_ms =
-                now_ms.saturating_add(self.config.offsets_retention_check_interval_ms);
-            decision.records.extend(self.expire_offsets(now_ms));
-        }
-        decision
-    }
-
-    /// Decides a request. The token comes back with its reply in this or a later decision, exactly once.
-    pub fn handle(&mut self, request: Request, token: Token, now_ms: i64) -> Decision {
-        match request {
-            Request::Join {
-                info,
-                request,
-                new_member_suffix,
-            } => self.join(info, request, new_member_suffix, token, now_ms),
-            Request::Sync(request) => self.sync(request, token, now_ms),
-            Request::Heartbeat(request) => self.heartbeat(&request, token, now_ms),
-            Request::Leave(request) => self.leave(&request, token, now_ms),
-            Request::CommitOffsets {
-                request,
-                api_version,
-            } => self.commit_offsets(&request, api_version, token, now_ms),
-            Request::FetchOffsets(group) => {
-                Decision::reply(token, Reply::FetchOffsets(self.fetch_offsets(&group)))
-            }
-            Request::DeleteOffsets(request) => self.delete_offsets(&request, token, now_ms),
-            Request::Describe(group) => {
-                Decision::reply(token, Reply::Describe(self.describe(&group)))
-            }
-            Request::List => Decision::reply(token, Reply::List(self.list())),
-            Request::Delete(group) => self.delete_group(&group, token, now_ms),
-            Request::TopicsDeleted(topics) => {
-                let mut decision = self.forget_topics(&topics.into_iter().collect(), now_ms);
-                decision.replies.push((token, Reply::TopicsDeleted));
-                decision
-            }
+    /// Offsets make a group, if nothing else has: an empty one without a protocol.
+    fn create_simple_group(&mut self, group_id: &str, now_ms: i64) {
+        if !self.groups.contains_key(group_id) {
+            self.create_group(group_id, now_ms);
         }
     }
 
@@ -249,7 +308,7 @@ impl PartitionCoordinator {
     }
 
     /// Runs one step of a group, if it exists, and keeps its timer in order.
-    fn with_group<T>(
+    pub(super) fn with_group<T>(
         &mut self,
         group_id: &str,
         decision: &mut Decision,
@@ -394,172 +453,6 @@ impl PartitionCoordinator {
         decision
     }
 
-    fn commit_offsets(
-        &mut self,
-        request: &OffsetCommitRequest,
-        api_version: i16,
-        token: Token,
-        now_ms: i64,
-    ) -> Decision {
-        let group_id = request.group_id.to_string();
-        let mut decision = Decision::default();
-        let generation = request.generation_id_or_member_epoch;
-        let instance = request.group_instance_id.as_deref();
-        let checked = self.with_group(&group_id, &mut decision, |group, _| {
-            group.check_offset_commit(&request.member_id, instance, generation, now_ms)
-        });
-        // Without such a group, -1 is a consumer that manages its partitions itself, or an admin client.
-        let unknown = match generation {
-            ..0 => Ok(()),
-            // The error of KIP-848; older clients do not expect it.
-            _ if api_version >= 9 => Err(ResponseError::GroupIdNotFound),
-            _ => Err(ResponseError::IllegalGeneration),
-        };
-        let checked = checked.unwrap_or(unknown);
-        let expire_timestamp_ms = Some(request.retention_time_ms)
-            .filter(|ms| *ms >= 0)
-            .map(|ms| now_ms.saturating_add(ms));
-        let mut response = OffsetCommitResponse::default();
-        for topic in &request.topics {
-            let mut answer = OffsetCommitResponseTopic::default()
-                .with_name(topic.name.clone())
-                .with_topic_id(topic.topic_id);
-            for partition in &topic.partitions {
-                let metadata = partition.committed_metadata.as_deref().unwrap_or_default();
-                let too_large = metadata.encode_utf16().count() > self.config.offset_metadata_max;
-                let error = match checked {
-                    Err(error) => error.code(),
-                    Ok(()) if too_large => ResponseError::OffsetMetadataTooLarge.code(),
-                    Ok(()) => 0,
-                };
-                let index = partition.partition_index;
-                answer.partitions.push(
-                    OffsetCommitResponsePartition::default()
-                        .with_partition_index(index)
-                        .with_error_code(error),
-                );
-                if error != 0 {
-                    continue;
-                }
-                let key = OffsetCommitKey {
-                    group_id: group_id.clone(),
-                    topic: topic.name.to_string(),
-                    partition: index,
-                };
-                let value = OffsetCommitValue {
-                    offset: partition.committed_offset,
-                    leader_epoch: partition.committed_leader_epoch,
-                    metadata: metadata.to_owned(),
-                    commit_timestamp_ms: now_ms,
-                    expire_timestamp_ms,
-                    topic_id: topic.topic_id,
-                };
-                decision.records.push(CoordinatorRecord::OffsetCommit {
-                    key,
-                    value: Some(value),
-                });
-            }
-            response.topics.push(answer);
-        }
-        self.apply(&decision.records, now_ms);
-        decision
-            .replies
-            .push((token, Reply::CommitOffsets(response)));
-        decision
-    }
-
-    /// Offsets of a topic that went and whose name another has are not its. When all are asked for, a name stands once for
-    /// every id under which offsets were committed, and the caller, who knows the living one, chooses.
-    fn fetch_offsets(&self, request: &OffsetFetchRequestGroup) -> OffsetFetchResponseGroup {
-        let group_id = request.group_id.as_str();
-        let mut response =
-            OffsetFetchResponseGroup::default().with_group_id(request.group_id.clone());
-        let Some(topics) = &request.topics else {
-            for (name, partitions) in self.offsets.topics(group_id) {
-                let mut by_id: BTreeMap<Uuid, Vec<_>> = BTreeMap::new();
-                for (index, value) in partitions {
-                    let same = by_id.entry(value.topic_id).or_default();
-                    same.push(fetched(*index, Some(value)));
-                }
-                for (topic_id, partitions) in by_id {
-                    let topic = OffsetFetchResponseTopics::default()
-                        .with_name(TopicName(text(name)))
-                        .with_topic_id(topic_id)
-                        .with_partitions(partitions);
-                    response.topics.push(topic);
-                }
-            }
-            return response;
-        };
-        for wanted in topics {
-            let mut topic = OffsetFetchResponseTopics::default()
-                .with_name(wanted.name.clone())
-                .with_topic_id(wanted.topic_id);
-            for index in &wanted.partition_indexes {
-                let value = self.offsets.get(group_id, &wanted.name, *index);
-                let value = value.filter(|value| value.may_be_of(wanted.topic_id));
-                topic.partitions.push(fetched(*index, value));
-            }
-            response.topics.push(topic);
-        }
-        response
-    }
-
-    fn delete_offsets(
-        &mut self,
-        request: &OffsetDeleteRequest,
-        token: Token,
-        now_ms: i64,
-    ) -> Decision {
-        let group_id = request.group_id.as_str();
-        let mut response = OffsetDeleteResponse::default();
-        let error = match self.groups.get(group_id) {
-            _ if group_id.is_empty() => Some(ResponseError::InvalidGroupId),
-            None => Some(ResponseError::GroupIdNotFound),
-            Some(group)
-                if group.state() != GroupState::Empty
-                    && group.protocol_type() != Some("consumer") =>
-            {
-                Some(ResponseError::NonEmptyGroup)
-            }
-            Some(_) => None,
-        };
-        if let Some(error) = error {
-            return Decision::reply(
-                token,
-                Reply::DeleteOffsets(response.with_error_code(error.code())),
-            );
-        }
-        let group = self.groups.get(group_id);
-        let mut records = Vec::new();
-        for topic in &request.topics {
-            let in_use = group.is_some_and(|group| group.is_subscribed_to(&topic.name));
-            let error = if in_use {
-                ResponseError::GroupSubscribedToTopic.code()
-            } else {
-                0
-            };
-            let mut answer = OffsetDeleteResponseTopic::default().with_name(topic.name.clone());
-            for partition in &topic.partitions {
-                let index = partition.partition_index;
-                answer.partitions.push(
-                    OffsetDeleteResponsePartition::default()
-                        .with_partition_index(index)
-                        .with_error_code(error),
-                );
-                if !in_use && self.offsets.get(group_id, &topic.name, index).is_some() {
-                    records.push(tombstone(group_id, &topic.name, index));
-                }
-            }
-            response.topics.push(answer);
-        }
-        self.apply(&records, now_ms);
-        Decision {
-            records,
-            replies: vec![(token, Reply::DeleteOffsets(response))],
-        }
-    }
-
     fn delete_group(&mut self, group_id: &str, token: Token, now_ms: i64) -> Decision {
         let error = match self.groups.get(group_id) {
             None => Some(ResponseError::GroupIdNotFound),
@@ -570,6 +463,11 @@ impl PartitionCoordinator {
             return Decision::reply(token, Reply::Delete(Err(error)));
         }
         let mut records = self.offsets.tombstones(group_id, |_, _, _| true);
+        for (topic, partition) in self.pending.partitions(group_id) {
+            if self.offsets.get(group_id, topic, partition).is_none() {
+                records.push(tombstone(group_id, topic, partition));
+            }
+        }
         records.push(CoordinatorRecord::GroupMetadata {
             group_id: group_id.to_owned(),
             value: None,
@@ -577,55 +475,8 @@ impl PartitionCoordinator {
         self.apply(&records, now_ms);
         Decision {
             records,
-            replies: vec![(token, Reply::Delete(Ok(())))],
+            ..Decision::reply(token, Reply::Delete(Ok(())))
         }
-    }
-
-    /// Removes the offsets of topics that are gone.
-    pub fn forget_topics(&mut self, topics: &BTreeSet<DeletedTopic>, now_ms: i64) -> Decision {
-        let mut decision = Decision::default();
-        if topics.is_empty() {
-            return decision;
-        }
-        let mut deleted: HashMap<&str, Vec<Uuid>> = HashMap::new();
-        for topic in topics {
-            deleted.entry(&topic.name).or_default().push(topic.id);
-        }
-        let ids: Vec<String> = self.offsets.group_ids().cloned().collect();
-        for group_id in ids {
-            let gone = self.offsets.tombstones(&group_id, |topic, _, value| {
-                let ids = deleted.get(topic);
-                ids.is_some_and(|ids| ids.iter().any(|id| value.may_be_of(*id)))
-            });
-            decision.records.extend(gone);
-        }
-        self.apply(&decision.records, now_ms);
-        decision
-    }
-
-    fn expire_offsets(&mut self, now_ms: i64) -> Vec<CoordinatorRecord> {
-        let mut records = Vec::new();
-        let ids: Vec<String> = self.groups.keys().cloned().collect();
-        for group_id in ids {
-            let Some(group) = self.groups.get(&group_id) else {
-                continue;
-            };
-            let expired =
-                self.offsets
-                    .expired(&group_id, group, self.config.offsets_retention_ms, now_ms);
-            let unused = group.is_unused();
-            self.apply(&expired, now_ms);
-            records.extend(expired);
-            if unused && self.offsets.is_empty(&group_id) {
-                let tombstone = CoordinatorRecord::GroupMetadata {
-                    group_id,
-                    value: None,
-                };
-                self.replay(&tombstone, now_ms);
-                records.push(tombstone);
-            }
-        }
-        records
     }
 
     fn describe(&self, group_id: &GroupId) -> Option<DescribedGroup> {
@@ -700,20 +551,6 @@ fn join_request(
             })
             .collect(),
         new_member_suffix,
-    }
-}
-
-fn fetched(index: i32, value: Option<&OffsetCommitValue>) -> OffsetFetchResponsePartitions {
-    let partition = OffsetFetchResponsePartitions::default().with_partition_index(index);
-    match value {
-        Some(value) => partition
-            .with_committed_offset(value.offset)
-            .with_committed_leader_epoch(value.leader_epoch)
-            .with_metadata(Some(text(&value.metadata))),
-        None => partition
-            .with_committed_offset(-1)
-            .with_committed_leader_epoch(-1)
-            .with_metadata(Some(text(""))),
     }
 }
 

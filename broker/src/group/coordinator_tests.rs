@@ -1,4 +1,5 @@
 use super::*;
+use kafka_protocol::messages::TopicName;
 use kafka_protocol::messages::join_group_request::JoinGroupRequestProtocol;
 use kafka_protocol::messages::offset_commit_request::{
     OffsetCommitRequestPartition, OffsetCommitRequestTopic,
@@ -97,7 +98,7 @@ impl Bench {
     fn reload(&self) -> PartitionCoordinator {
         let mut replayed = PartitionCoordinator::new(config(), self.now_ms);
         for record in &self.log {
-            replayed.replay(record, self.now_ms);
+            replayed.replay(Entry::Record(record.clone()), self.now_ms);
         }
         replayed
     }

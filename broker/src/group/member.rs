@@ -3,7 +3,7 @@
 
 use super::classic::Token;
 use super::records::MemberMetadata;
-use super::wire::{Reader, WireError};
+use crate::coordinator::wire::{Reader, WireError};
 use bytes::Bytes;
 
 /// An assignment protocol that a member offers.

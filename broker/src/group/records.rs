@@ -15,7 +15,8 @@
 //! All versions are read. Written are those that Kafka 4.1 writes (`GroupCoordinatorRecordHelpers`): offset commits
 //! at 4, or at 1 when the client asked for a retention of its own; group metadata at 3.
 
-use super::wire::{Reader, WireError, Writer};
+use crate::coordinator::machine::{LogRecord, RecordError};
+use crate::coordinator::wire::{Reader, WireError, Writer};
 use bytes::Bytes;
 use uuid::Uuid;
 
@@ -41,7 +42,7 @@ pub enum CoordinatorRecord {
 }
 
 /// Whose offset of which partition.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct OffsetCommitKey {
     pub group_id: String,
     pub topic: String,
@@ -94,21 +95,8 @@ pub struct MemberMetadata {
     pub assignment: Bytes,
 }
 
-/// A record that is not what its type and version say.
-#[derive(Debug, thiserror::Error, PartialEq, Eq)]
-pub enum RecordError {
-    #[error("{what} record does not decode: {source}")]
-    Malformed {
-        what: &'static str,
-        source: WireError,
-    },
-    #[error("{what} record has version {version}, newest known is {NEWEST_VERSION}")]
-    Version { what: &'static str, version: i16 },
-}
-
-impl CoordinatorRecord {
-    /// The key's bytes.
-    pub fn encode_key(&self) -> Bytes {
+impl LogRecord for CoordinatorRecord {
+    fn encode_key(&self) -> Bytes {
         let mut writer = Writer::default();
         match self {
             Self::OffsetCommit { key, .. } => {
@@ -125,17 +113,14 @@ impl CoordinatorRecord {
         writer.finish()
     }
 
-    /// The value's bytes; `None` is a tombstone.
-    pub fn encode_value(&self) -> Option<Bytes> {
+    fn encode_value(&self) -> Option<Bytes> {
         match self {
             Self::OffsetCommit { value, .. } => value.as_ref().map(encode_offset_commit),
             Self::GroupMetadata { value, .. } => value.as_ref().map(encode_group_metadata),
         }
     }
 
-    /// Reads a record. `Ok(None)` is a key type that this coordinator does not know: as Kafka does, it is skipped,
-    /// so that a log written by a newer coordinator still loads.
-    pub fn decode(key: &[u8], value: Option<&[u8]>) -> Result<Option<Self>, RecordError> {
+    fn decode(key: &[u8], value: Option<&[u8]>) -> Result<Option<Self>, RecordError> {
         let mut reader = Reader::new(key);
         let kind = reader.int16().map_err(|source| RecordError::Malformed {
             what: "coordinator key",
@@ -353,7 +338,11 @@ fn read_version(reader: &mut Reader<'_>, what: &'static str) -> Result<i16, Reco
     if (0..=NEWEST_VERSION).contains(&version) {
         Ok(version)
     } else {
-        Err(RecordError::Version { what, version })
+        Err(RecordError::Version {
+            what,
+            version,
+            newest: NEWEST_VERSION,
+        })
     }
 }
 

@@ -158,7 +158,8 @@ fn an_unknown_key_type_is_skipped_and_an_unknown_version_is_an_error() {
         unknown,
         Err(RecordError::Version {
             what: "group metadata",
-            version: 9
+            version: 9,
+            newest: 4
         })
     );
 }

@@ -5,9 +5,12 @@
 
 use super::classic::{JoinReply, Joined};
 use super::config::GroupConfig;
-use super::coordinator::{DeletedTopic, Reply, Request, RequestInfo, text};
-use super::log::{CoordinatorLog, TopicLookup};
-use super::runtime::{self, Clock, Envelope};
+use super::coordinator::{DeletedTopic, PartitionCoordinator, Reply, Request, RequestInfo, text};
+use super::topics::TopicLookup;
+use crate::coordinator::coordinators::{self, Coordinators};
+use crate::coordinator::log::CoordinatorLog;
+use crate::coordinator::machine::EndMarker;
+use crate::coordinator::runtime::{Clock, RuntimeSettings};
 use kafka_protocol::error::ResponseError;
 use kafka_protocol::messages::delete_groups_response::DeletableGroupResult;
 use kafka_protocol::messages::describe_groups_response::DescribedGroup;
@@ -18,91 +21,92 @@ use kafka_protocol::messages::{
     DeleteGroupsRequest, DeleteGroupsResponse, DescribeGroupsRequest, DescribeGroupsResponse,
     GroupId, HeartbeatRequest, HeartbeatResponse, JoinGroupRequest, JoinGroupResponse,
     LeaveGroupRequest, LeaveGroupResponse, ListGroupsRequest, ListGroupsResponse, SyncGroupRequest,
-    SyncGroupResponse,
+    SyncGroupResponse, TxnOffsetCommitRequest, TxnOffsetCommitResponse,
 };
 use std::collections::HashMap;
-use std::sync::{Arc, PoisonError, RwLock};
-use tokio::sync::{mpsc, oneshot};
+use std::sync::Arc;
+use streamgauge_storage::producer_state::VerificationGuard;
+use uuid::Uuid;
 
 /// All offsets partitions that this broker leads.
 pub struct GroupCoordinator {
     pub(super) config: GroupConfig,
     pub(super) topics: Arc<dyn TopicLookup>,
-    clock: Clock,
-    partitions: RwLock<HashMap<i32, mpsc::Sender<Envelope>>>,
+    coordinators: Coordinators<PartitionCoordinator>,
 }
 
 impl GroupCoordinator {
     /// A coordinator that leads no partition yet.
     pub fn new(config: GroupConfig, topics: Arc<dyn TopicLookup>, clock: Clock) -> Self {
+        let settings = RuntimeSettings {
+            append_bytes_max: config.append_bytes_max,
+            commit_timeout_ms: config.commit_timeout_ms,
+            mailbox_requests_max: config.mailbox_requests_max,
+        };
         Self {
             config,
             topics,
-            clock,
-            partitions: RwLock::default(),
+            coordinators: Coordinators::new(settings, clock),
         }
     }
 
-    /// The broker leads this offsets partition from now on: starts its task, which loads the log first.
-    /// Must be called within a tokio runtime. A task of an earlier leadership is replaced.
+    /// The broker leads this offsets partition from now on; see [`Coordinators::become_leader`].
     pub fn become_leader(&self, partition: i32, log: Arc<dyn CoordinatorLog>) {
-        let (sender, mailbox) = mpsc::channel(self.config.mailbox_requests_max.max(1));
-        tokio::spawn(runtime::run(
-            log,
-            self.config.clone(),
-            self.clock.clone(),
-            mailbox,
-        ));
-        self.partitions
-            .write()
-            .unwrap_or_else(PoisonError::into_inner)
-            .insert(partition, sender);
+        self.coordinators
+            .become_leader(partition, log, self.config.clone(), |_| {
+                Box::new(|never| match never {})
+            });
     }
 
     /// The broker does not lead this partition any more: its groups' waiting requests get NOT_COORDINATOR.
     pub fn resign(&self, partition: i32) {
-        self.partitions
-            .write()
-            .unwrap_or_else(PoisonError::into_inner)
-            .remove(&partition);
+        self.coordinators.resign(partition);
     }
 
-    /// The offsets partition of a group: the absolute value of Java's `String.hashCode`, modulo the partition count.
+    /// The offsets partition of a group.
     pub fn partition_for(&self, group_id: &str) -> i32 {
-        partition_for(group_id, self.config.offsets_topic_partitions)
+        coordinators::partition_for(group_id, self.config.offsets_topic_partitions)
     }
 
     /// Topics are gone: removes their committed offsets here. Call on every broker.
     pub async fn topics_deleted(&self, topics: Vec<DeletedTopic>) {
         // One that is loading does it afterwards; of one that has moved, the new leader hears of the deletion too.
-        let asked = self
-            .senders()
-            .into_iter()
-            .map(|sender| Self::ask(Some(sender), Request::TopicsDeleted(topics.clone())));
+        let asked = self.coordinators.all().into_iter().map(|mailbox| {
+            coordinators::ask(Some(mailbox), Request::TopicsDeleted(topics.clone()))
+        });
         futures_util::future::join_all(asked).await;
     }
 
-    fn senders(&self) -> Vec<mpsc::Sender<Envelope>> {
-        self.partitions
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .values()
-            .cloned()
-            .collect()
+    /// Commits offsets within a transaction, which has been verified. Its topics exist, and have these ids.
+    pub async fn commit_in_transaction(
+        &self,
+        request: TxnOffsetCommitRequest,
+        topic_ids: HashMap<String, Uuid>,
+        guard: Option<VerificationGuard>,
+    ) -> Result<TxnOffsetCommitResponse, ResponseError> {
+        let group_id = request.group_id.clone();
+        let request = Request::CommitInTransaction {
+            request,
+            topic_ids,
+            guard,
+        };
+        match self.ask_group(&group_id, request).await {
+            Ok(Reply::CommitInTransaction(response)) => Ok(response),
+            other => Err(unexpected(other)),
+        }
     }
 
-    async fn ask(
-        sender: Option<mpsc::Sender<Envelope>>,
-        request: Request,
-    ) -> Result<Reply, ResponseError> {
-        let sender = sender.ok_or(ResponseError::NotCoordinator)?;
-        let (answer, reply) = oneshot::channel();
-        sender
-            .send(Envelope { request, answer })
-            .await
-            .map_err(|_| ResponseError::NotCoordinator)?;
-        drop(sender);
-        reply.await.map_err(|_| ResponseError::NotCoordinator)?
+    /// Writes the end of a transaction into an offsets partition that is led here, and lets the offsets that it had hold, or not.
+    pub async fn end_transaction(
+        &self,
+        partition: i32,
+        marker: EndMarker,
+    ) -> Result<(), ResponseError> {
+        let request = Request::EndTransaction(marker);
+        match self.coordinators.ask(partition, request).await {
+            Ok(Reply::EndTransaction) => Ok(()),
+            other => Err(unexpected(other)),
+        }
     }
 
     pub(super) async fn ask_group(
@@ -111,13 +115,7 @@ impl GroupCoordinator {
         request: Request,
     ) -> Result<Reply, ResponseError> {
         let partition = self.partition_for(group_id);
-        let sender = self
-            .partitions
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .get(&partition)
-            .cloned();
-        Self::ask(sender, request).await
+        self.coordinators.ask(partition, request).await
     }
 
     /// JoinGroup 0-9; answers when the generation begins.
@@ -264,8 +262,8 @@ impl GroupCoordinator {
         request: ListGroupsRequest,
     ) -> ListGroupsResponse {
         let mut response = ListGroupsResponse::default();
-        for sender in self.senders() {
-            match Self::ask(Some(sender), Request::List).await {
+        for mailbox in self.coordinators.all() {
+            match coordinators::ask(Some(mailbox), Request::List).await {
                 Ok(Reply::List(groups)) => response.groups.extend(groups),
                 Err(ResponseError::NotCoordinator) => {}
                 other => {
@@ -324,15 +322,6 @@ const GROUP_OPERATIONS: i32 = 1 << 3 // READ
     | 1 << 8 // DESCRIBE
     | 1 << 10 // DESCRIBE_CONFIGS
     | 1 << 11; // ALTER_CONFIGS
-
-/// The partition of `count` that a group belongs to.
-pub fn partition_for(group_id: &str, count: i32) -> i32 {
-    let hash = group_id.encode_utf16().fold(0i32, |hash, unit| {
-        hash.wrapping_mul(31).wrapping_add(i32::from(unit))
-    });
-    // `Utils.abs`: the one value without a positive counterpart counts as 0.
-    hash.checked_abs().unwrap_or(0) % count.max(1)
-}
 
 /// The error in an answer, or the one that says the answer is of the wrong kind.
 pub(super) fn unexpected(answer: Result<Reply, ResponseError>) -> ResponseError {

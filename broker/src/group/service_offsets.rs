@@ -108,7 +108,8 @@ impl GroupCoordinator {
         let mut response = OffsetFetchResponse::default();
         if version >= 8 {
             for group in request.groups {
-                response.groups.push(self.fetch_group(group, version).await);
+                let fetched = self.fetch_group(group, version, request.require_stable);
+                response.groups.push(fetched.await);
             }
             return response;
         }
@@ -125,7 +126,8 @@ impl GroupCoordinator {
             .with_group_id(request.group_id)
             .with_topics(topics);
         let asked = group.topics.clone().unwrap_or_default();
-        let mut fetched = self.fetch_group(group, version).await;
+        let require_stable = request.require_stable;
+        let mut fetched = self.fetch_group(group, version, require_stable).await;
         // Version 1 has no error of its own for the group, so each partition carries it.
         if version >= 2 {
             response.error_code = fetched.error_code;
@@ -144,6 +146,7 @@ impl GroupCoordinator {
         &self,
         mut group: OffsetFetchRequestGroup,
         version: i16,
+        require_stable: bool,
     ) -> OffsetFetchResponseGroup {
         let by_id = version >= 10;
         let all = group.topics.is_none();
@@ -162,10 +165,11 @@ impl GroupCoordinator {
             }
         }
         let group_id = group.group_id.clone();
-        let mut fetched = match self
-            .ask_group(&group_id, Request::FetchOffsets(group))
-            .await
-        {
+        let request = Request::FetchOffsets {
+            group,
+            require_stable,
+        };
+        let mut fetched = match self.ask_group(&group_id, request).await {
             Ok(Reply::FetchOffsets(fetched)) => fetched,
             other => {
                 let code = unexpected(other).code();

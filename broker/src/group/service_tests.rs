@@ -1,5 +1,6 @@
 use super::*;
-use crate::group::memory_log::MemoryLog;
+use crate::coordinator::coordinators::partition_for;
+use crate::coordinator::memory_log::MemoryLog;
 use kafka_protocol::messages::join_group_request::JoinGroupRequestProtocol;
 use kafka_protocol::messages::offset_commit_request::{
     OffsetCommitRequestPartition, OffsetCommitRequestTopic,
@@ -7,7 +8,11 @@ use kafka_protocol::messages::offset_commit_request::{
 use kafka_protocol::messages::offset_fetch_request::{
     OffsetFetchRequestGroup, OffsetFetchRequestTopics,
 };
-use kafka_protocol::messages::{OffsetCommitRequest, OffsetFetchRequest, TopicName};
+use kafka_protocol::messages::txn_offset_commit_request::{
+    TxnOffsetCommitRequestPartition, TxnOffsetCommitRequestTopic,
+};
+use kafka_protocol::messages::{OffsetCommitRequest, OffsetFetchRequest, ProducerId, TopicName};
+use streamgauge_protocol::batch::TransactionResult;
 
 use kafka_protocol::messages::OffsetDeleteRequest;
 use kafka_protocol::messages::offset_delete_request::{
@@ -69,6 +74,20 @@ async fn commit(coordinator: &GroupCoordinator, offset: i64) -> i16 {
         let code = response.topics[0].partitions[0].error_code;
         if code != ResponseError::CoordinatorLoadInProgress.code() {
             return code;
+        }
+        tokio::task::yield_now().await;
+    }
+    panic!("the coordinator never loaded");
+}
+
+/// Returns once the coordinator has read its log.
+async fn loaded(coordinator: &GroupCoordinator) {
+    for _ in 0..1_000 {
+        let list = coordinator
+            .list_groups(info(5), ListGroupsRequest::default())
+            .await;
+        if list.error_code == 0 {
+            return;
         }
         tokio::task::yield_now().await;
     }
@@ -692,16 +711,18 @@ async fn a_topic_deleted_while_the_log_is_read_leaves_no_offsets() {
         name: "orders".into(),
         id: uuid::Uuid::from_u128(7),
     };
-    next.topics_deleted(vec![deleted]).await;
-    let heartbeat = next
-        .heartbeat(HeartbeatRequest::default().with_group_id(GroupId(text("g"))))
-        .await;
-    assert_eq!(
-        heartbeat.error_code, 0,
-        "a loading coordinator keeps members alive"
-    );
-    drop(held);
-    settle().await;
+    let told = next.topics_deleted(vec![deleted]);
+    let rest = async {
+        let heartbeat = next
+            .heartbeat(HeartbeatRequest::default().with_group_id(GroupId(text("g"))))
+            .await;
+        assert_eq!(
+            heartbeat.error_code, 0,
+            "a loading coordinator keeps members alive"
+        );
+        drop(held);
+    };
+    tokio::join!(told, rest);
     let group = OffsetFetchRequestGroup::default()
         .with_group_id(GroupId(text("g")))
         .with_topics(None);
@@ -805,4 +826,119 @@ async fn those_who_wait_are_told_when_leadership_ends() {
         joining.await.error_code,
         ResponseError::NotCoordinator.code()
     );
+}
+
+fn transaction(offset: i64) -> TxnOffsetCommitRequest {
+    let partition = TxnOffsetCommitRequestPartition::default()
+        .with_partition_index(1)
+        .with_committed_offset(offset);
+    let topic = TxnOffsetCommitRequestTopic::default()
+        .with_name(TopicName(text("orders")))
+        .with_partitions(vec![partition]);
+    TxnOffsetCommitRequest::default()
+        .with_group_id(GroupId(text("g")))
+        .with_producer_id(ProducerId(9))
+        .with_generation_id(-1)
+        .with_topics(vec![topic])
+}
+
+async fn commit_in_transaction(
+    coordinator: &GroupCoordinator,
+    offset: i64,
+) -> Result<i16, ResponseError> {
+    let ids = HashMap::from([("orders".to_owned(), uuid::Uuid::from_u128(7))]);
+    let committed = coordinator.commit_in_transaction(transaction(offset), ids, None);
+    Ok(committed.await?.topics[0].partitions[0].error_code)
+}
+
+async fn end(
+    coordinator: &GroupCoordinator,
+    result: TransactionResult,
+) -> Result<(), ResponseError> {
+    let marker = EndMarker {
+        producer_id: 9,
+        producer_epoch: 0,
+        coordinator_epoch: 1,
+        result,
+        transaction_version: 0,
+    };
+    coordinator.end_transaction(0, marker).await
+}
+
+/// The offset and the error, as one is told who wants stable offsets, and as one who does not.
+async fn stable(coordinator: &GroupCoordinator) -> [(i64, i16); 2] {
+    let mut seen = Vec::new();
+    for require_stable in [true, false] {
+        let topic = OffsetFetchRequestTopics::default()
+            .with_name(TopicName(text("orders")))
+            .with_partition_indexes(vec![1]);
+        let group = OffsetFetchRequestGroup::default()
+            .with_group_id(GroupId(text("g")))
+            .with_topics(Some(vec![topic]));
+        let request = OffsetFetchRequest::default()
+            .with_require_stable(require_stable)
+            .with_groups(vec![group]);
+        let response = coordinator.offset_fetch(info(9), request).await;
+        let partition = &response.groups[0].topics[0].partitions[0];
+        seen.push((partition.committed_offset, partition.error_code));
+    }
+    seen.try_into().unwrap()
+}
+
+#[tokio::test]
+async fn offsets_of_a_transaction_hold_at_its_marker_whoever_leads_then() {
+    let log = MemoryLog::open();
+    let first = coordinator(&log);
+    assert_eq!(commit(&first, 5).await, 0);
+    assert_eq!(commit_in_transaction(&first, 6).await, Ok(0));
+    let unstable = ResponseError::UnstableOffsetCommit.code();
+    assert_eq!(stable(&first).await, [(-1, unstable), (5, 0)]);
+    let second = coordinator(&log);
+    loaded(&second).await;
+    assert_eq!(stable(&second).await, [(-1, unstable), (5, 0)]);
+    assert_eq!(end(&second, TransactionResult::Abort).await, Ok(()));
+    assert_eq!(stable(&second).await, [(5, 0); 2]);
+    assert_eq!(commit_in_transaction(&second, 7).await, Ok(0));
+    assert_eq!(end(&second, TransactionResult::Commit).await, Ok(()));
+    assert_eq!(stable(&second).await, [(7, 0); 2]);
+    let third = coordinator(&log);
+    loaded(&third).await;
+    assert_eq!(stable(&third).await, [(7, 0); 2]);
+    assert_eq!(
+        end(&third, TransactionResult::Commit).await,
+        Ok(()),
+        "twice"
+    );
+    assert_eq!(stable(&third).await, [(7, 0); 2]);
+}
+
+#[tokio::test]
+async fn a_fenced_producer_is_told_so_and_others_come_again() {
+    let log = MemoryLog::open();
+    let coordinator = coordinator(&log);
+    assert_eq!(commit(&coordinator, 5).await, 0);
+    log.fail_next(ResponseError::InvalidProducerEpoch);
+    let gate = log.appends.clone().acquire_owned().await.unwrap();
+    let (refused, other, _) = tokio::join!(
+        commit_in_transaction(&coordinator, 6),
+        commit(&coordinator, 7),
+        async { drop(gate) }
+    );
+    assert_eq!(refused, Err(ResponseError::InvalidProducerEpoch));
+    assert_eq!(other, 0, "after another try");
+    assert_eq!(stable(&coordinator).await, [(7, 0); 2]);
+}
+
+#[tokio::test]
+async fn a_member_that_is_not_of_the_group_commits_nothing() {
+    let log = MemoryLog::open();
+    let coordinator = coordinator(&log);
+    assert_eq!(commit(&coordinator, 5).await, 0);
+    let request = transaction(6)
+        .with_generation_id(3)
+        .with_member_id(text("m"));
+    let answer = coordinator.commit_in_transaction(request, HashMap::new(), None);
+    let code = answer.await.unwrap().topics[0].partitions[0].error_code;
+    assert_eq!(code, ResponseError::UnknownMemberId.code());
+    assert_eq!(stable(&coordinator).await, [(5, 0); 2]);
 }

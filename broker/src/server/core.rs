@@ -23,11 +23,12 @@ use crate::controller::image::BrokerInfo;
 use crate::controller::{self, Controller, ControllerError, Placed};
 use crate::group::config::GroupConfig;
 use crate::group::service::GroupCoordinator;
+use crate::group::topics::ImageLookup;
 use crate::jobs::JobsConfig;
-use crate::offsets_log::ImageLookup;
 use crate::peers::Inbox;
 use crate::shard::handle::ShardHandle;
 use crate::topics::TopicRegistry;
+use crate::transaction::service::TransactionCoordinator;
 
 /// Memory for requests in flight where the configuration sets no bound.
 const UNBOUNDED_REQUEST_BYTES: usize = usize::MAX >> 8;
@@ -168,12 +169,14 @@ pub async fn start(
         Arc::new(ImageLookup(controller.clone())),
         Arc::new(clock::now_ms),
     );
+    let transactions = TransactionCoordinator::new(&config, Arc::new(clock::now_ms));
     let broker = Arc::new(Broker {
         endpoint,
         directory: directory.clone(),
         controller,
         topics,
         groups,
+        transactions,
         fetch_sessions: FetchSessions::new(config.max_incremental_fetch_session_cache_slots),
         producer_ids: Default::default(),
         memory: MemoryBudget::new(
@@ -187,13 +190,14 @@ pub async fn start(
         coordinating: Default::default(),
         config: Arc::clone(&config),
     });
+    broker.transactions.connect(&broker);
     let _ = inbox.broker.set(Arc::downgrade(&broker));
     tokio::select! {
         biased;
         registered = broker.register(info) => registered.map_err(ServeError::Refused)?,
         reason = broker.cluster.disowned() => return Err(refused(reason)),
     }
-    broker.follow_offsets_topic();
+    broker.follow_coordinators();
     tasks.push(tokio::spawn(Arc::clone(&broker).follow_leadership()));
     tasks.push(tokio::spawn(cluster::announce(Arc::clone(&broker))));
     tasks.push(tokio::spawn(Arc::clone(&broker).balance_leaders()));

@@ -239,7 +239,7 @@ impl RunningBroker {
         let patience = Duration::from_millis(self.broker.config.shutdown_timeout_ms.unsigned_abs());
         self.hand_over().await;
         // Nobody follows the leadership any more, and a member that waits for others would be waited for.
-        self.broker.resign_groups();
+        self.broker.resign_coordinators();
         if tokio::time::timeout(patience, self.accepting)
             .await
             .is_err()

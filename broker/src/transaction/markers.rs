@@ -19,6 +19,8 @@ use uuid::Uuid;
 use crate::broker::Broker;
 use crate::clock;
 use crate::cluster::ClusterRequest;
+use crate::controller::decide::GROUP_METADATA_TOPIC;
+use crate::coordinator::machine::EndMarker;
 use crate::shard::handle::PartitionHandle;
 use crate::shard::view::PartitionKey;
 
@@ -101,17 +103,31 @@ fn led_here(broker: &Broker, key: PartitionKey) -> Result<PartitionHandle, Error
     }
 }
 
-/// Appends a marker to a partition that is led here, and waits for its commit.
+/// Appends a marker to a partition that is led here, and waits for its commit. In an offsets partition its group coordinator does
+/// that, for offsets depend on it.
 pub async fn append(
     broker: &Broker,
     partition: &PartitionHandle,
     marker: Marker,
 ) -> Result<(), ErrorCode> {
+    let result = match marker.committed {
+        true => TransactionResult::Commit,
+        false => TransactionResult::Abort,
+    };
+    let key = partition.view().key();
+    let offsets = broker.topics.by_name(GROUP_METADATA_TOPIC);
+    if offsets.is_some_and(|offsets| offsets.topic_id == key.topic_id) {
+        let marker = EndMarker {
+            producer_id: marker.producer_id,
+            producer_epoch: marker.producer_epoch,
+            coordinator_epoch: marker.coordinator_epoch,
+            result,
+            transaction_version: marker.transaction_version,
+        };
+        return broker.groups.end_transaction(key.index, marker).await;
+    }
     let content = TransactionMarker {
-        result: match marker.committed {
-            true => TransactionResult::Commit,
-            false => TransactionResult::Abort,
-        },
+        result,
         coordinator_epoch: marker.coordinator_epoch,
     };
     let batch = content

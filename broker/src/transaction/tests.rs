@@ -261,7 +261,7 @@ async fn transactional_batches_come_with_a_transactional_id_and_of_an_open_trans
     admin.create_topic(&topic, false).await.unwrap();
     for (id, refused) in [
         (None, ErrorCode::TransactionalIdAuthorizationFailed),
-        (Some("mine"), ErrorCode::InvalidTxnState),
+        (Some("mine"), ErrorCode::InvalidProducerIdMapping),
     ] {
         let partition = m::produce_request::PartitionProduceData::default()
             .with_index(0)

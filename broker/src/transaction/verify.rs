@@ -1,24 +1,168 @@
 //! Asking a transaction's coordinator whether a partition belongs to it (KIP-890).
+//!
+//! ```text
+//! request   transactional id u16 length │ bytes │ producer id i64 │ producer epoch i16 │ topic u16 length │ bytes │ partition i32 │ add u8
+//! answer    Kafka's error code i16
+//! ```
+//!
+//! Numbers are big-endian.
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use streamgauge_protocol::error::ErrorCode;
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use streamgauge_protocol::error::{ErrorCode, NO_ERROR, code_of};
 
+use super::coordinator::Producer;
+use super::state::EPOCH_BUMP_VERSION;
 use crate::broker::Broker;
+use crate::cluster::ClusterRequest;
+use crate::controller::decide::TRANSACTION_STATE_TOPIC;
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Question {
+    transactional_id: String,
+    producer: Producer,
+    topic: String,
+    partition: i32,
+    adds: bool,
+}
 
 /// Whether the transaction of that producer and epoch is open and has the partition; with `add` the
 /// partition becomes part of it (transaction version 2).
 ///
-/// Errors: what the coordinator answers, INVALID_TXN_STATE above all. There is none in this cluster yet, so
-/// that no transaction is open.
+/// Errors: what the coordinator answers, and NOT_COORDINATOR or COORDINATOR_NOT_AVAILABLE while it changes.
 pub async fn verify(
-    _broker: &Arc<Broker>,
-    _transactional_id: &str,
-    _producer_id: i64,
-    _producer_epoch: i16,
-    _topic: &str,
-    _partition: i32,
-    _add: bool,
+    broker: &Arc<Broker>,
+    transactional_id: &str,
+    producer: Producer,
+    topic: &str,
+    partition: i32,
+    add: bool,
 ) -> Result<(), ErrorCode> {
-    Err(ErrorCode::InvalidTxnState)
+    let question = Question {
+        transactional_id: transactional_id.to_owned(),
+        producer,
+        topic: topic.to_owned(),
+        partition,
+        adds: add,
+    };
+    let known = broker.controller.read(|image| {
+        image
+            .topic(TRANSACTION_STATE_TOPIC)
+            .map(|topic| topic.topic_id)
+    });
+    // As if nobody had ever been asked to begin a transaction.
+    let topic_id = known.ok_or(ErrorCode::InvalidProducerIdMapping)?;
+    let led = broker
+        .leadership(
+            topic_id,
+            broker.transactions.partition_for(transactional_id),
+        )
+        .ok_or(ErrorCode::CoordinatorNotAvailable)?;
+    if led.leader == broker.id() {
+        return ask_here(broker, question).await;
+    }
+    if led.leader < 0 {
+        return Err(ErrorCode::CoordinatorNotAvailable);
+    }
+    let request = ClusterRequest::Verify(encode(&question));
+    let patience = Duration::from_millis(broker.config.request_timeout_ms.unsigned_abs());
+    let answer = broker.cluster.ask(led.leader, &request, patience).await;
+    let mut answer = answer.map_err(|error| {
+        tracing::debug!(coordinator = led.leader, %error, "a transaction's coordinator was not reached");
+        ErrorCode::NetworkException
+    })?;
+    match answer.try_get_i16() {
+        Ok(NO_ERROR) => Ok(()),
+        Ok(code) => Err(ErrorCode::try_from_code(code).unwrap_or(ErrorCode::UnknownServerError)),
+        Err(_) => Err(ErrorCode::UnknownServerError),
+    }
+}
+
+/// Answers another broker.
+pub async fn serve(broker: &Arc<Broker>, request: Bytes) -> Bytes {
+    let code = match decode(request) {
+        Some(question) => ask_here(broker, question).await.err(),
+        None => Some(ErrorCode::InvalidRequest),
+    };
+    Bytes::copy_from_slice(&code_of(code).to_be_bytes())
+}
+
+async fn ask_here(broker: &Broker, question: Question) -> Result<(), ErrorCode> {
+    let coordinator = &broker.transactions;
+    let partitions = vec![(question.topic, question.partition)];
+    let (id, producer) = (&question.transactional_id, question.producer);
+    if question.adds {
+        return coordinator
+            .add_partitions(id, producer, partitions, EPOCH_BUMP_VERSION)
+            .await;
+    }
+    let verified = coordinator.verify(id, producer, partitions).await?;
+    match verified.into_iter().next() {
+        Some((_, None)) => Ok(()),
+        Some((_, Some(error))) => Err(error),
+        None => Err(ErrorCode::UnknownServerError),
+    }
+}
+
+fn encode(question: &Question) -> Bytes {
+    let mut bytes = BytesMut::new();
+    put_text(&mut bytes, &question.transactional_id);
+    bytes.put_i64(question.producer.id);
+    bytes.put_i16(question.producer.epoch);
+    put_text(&mut bytes, &question.topic);
+    bytes.put_i32(question.partition);
+    bytes.put_u8(u8::from(question.adds));
+    bytes.freeze()
+}
+
+/// Both come from fields of Kafka's requests that are no longer than this.
+fn put_text(bytes: &mut BytesMut, text: &str) {
+    bytes.put_u16(u16::try_from(text.len()).unwrap_or(u16::MAX));
+    bytes.put_slice(text.as_bytes());
+}
+
+fn decode(mut bytes: Bytes) -> Option<Question> {
+    let question = Question {
+        transactional_id: take_text(&mut bytes)?,
+        producer: Producer {
+            id: bytes.try_get_i64().ok()?,
+            epoch: bytes.try_get_i16().ok()?,
+        },
+        topic: take_text(&mut bytes)?,
+        partition: bytes.try_get_i32().ok()?,
+        adds: bytes.try_get_u8().ok()? != 0,
+    };
+    bytes.is_empty().then_some(question)
+}
+
+fn take_text(bytes: &mut Bytes) -> Option<String> {
+    let length = usize::from(bytes.try_get_u16().ok()?);
+    if length > bytes.len() {
+        return None;
+    }
+    String::from_utf8(bytes.split_to(length).to_vec()).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn questions_read_back_as_they_were_written_and_no_others_do() {
+        let question = Question {
+            transactional_id: "t".into(),
+            producer: Producer { id: 9, epoch: 2 },
+            topic: "orders".into(),
+            partition: 4,
+            adds: true,
+        };
+        let bytes = encode(&question);
+        assert_eq!(decode(bytes.clone()), Some(question));
+        for length in 0..bytes.len() {
+            assert_eq!(decode(bytes.slice(..length)), None, "{length} bytes");
+        }
+        assert_eq!(decode([&bytes[..], &[0]].concat().into()), None);
+    }
 }

@@ -10,7 +10,7 @@ pub mod validate;
 
 pub use builder::BatchBuilder;
 pub use control::{TransactionMarker, TransactionResult};
-pub use header::{BATCH_HEADER_BYTES, BATCH_PREFIX_BYTES, BatchHeader, TimestampType};
+pub use header::{BATCH_HEADER_BYTES, BATCH_PREFIX_BYTES, BatchHeader, NO_SEQUENCE, TimestampType};
 pub use iter::BatchIter;
 pub use records::{BatchRecords, Header, HeaderView, RecordRef, RecordView};
 pub use stamped::StampedBatch;

@@ -68,7 +68,11 @@ pub(super) fn fields(api_key: i16) -> Option<&'static [Field]> {
         21 => DELETE_RECORDS,
         22 => INIT_PRODUCER_ID,
         23 => OFFSET_FOR_LEADER_EPOCH,
+        24 => ADD_PARTITIONS_TO_TXN,
+        25 => ADD_OFFSETS_TO_TXN,
+        26 => END_TXN,
         27 => WRITE_TXN_MARKERS,
+        28 => TXN_OFFSET_COMMIT,
         32 => DESCRIBE_CONFIGS,
         33 => ALTER_CONFIGS,
         35 => DESCRIBE_LOG_DIRS,
@@ -83,6 +87,8 @@ pub(super) fn fields(api_key: i16) -> Option<&'static [Field]> {
         60 => DESCRIBE_CLUSTER,
         61 => DESCRIBE_PRODUCERS,
         64 => UNREGISTER_BROKER,
+        65 => DESCRIBE_TRANSACTIONS,
+        66 => LIST_TRANSACTIONS,
         75 => DESCRIBE_TOPIC_PARTITIONS,
         80 => ADD_RAFT_VOTER,
         81 => REMOVE_RAFT_VOTER,
@@ -330,6 +336,70 @@ const OFFSET_FOR_LEADER_EPOCH: &[Field] = &[
             fixed(4),          // leader_epoch
         ]), // partitions
     ]), // topics
+];
+
+const ADD_PARTITIONS_TO_TXN: &[Field] = &[
+    array(&[
+        text(),   // transactional_id
+        fixed(8), // producer_id
+        fixed(2), // producer_epoch
+        fixed(1), // verify_only
+        array(TXN_TOPIC),
+    ])
+    .since(4), // transactions
+    text().until(3),           // v3_and_below_transactional_id
+    fixed(8).until(3),         // v3_and_below_producer_id
+    fixed(2).until(3),         // v3_and_below_producer_epoch
+    array(TXN_TOPIC).until(3), // v3_and_below_topics
+];
+
+const TXN_TOPIC: &[Field] = &[
+    text(),     // name
+    numbers(4), // partitions
+];
+
+const ADD_OFFSETS_TO_TXN: &[Field] = &[
+    text(),   // transactional_id
+    fixed(8), // producer_id
+    fixed(2), // producer_epoch
+    text(),   // group_id
+];
+
+const END_TXN: &[Field] = &[
+    text(),   // transactional_id
+    fixed(8), // producer_id
+    fixed(2), // producer_epoch
+    fixed(1), // committed
+];
+
+const TXN_OFFSET_COMMIT: &[Field] = &[
+    text(),            // transactional_id
+    text(),            // group_id
+    fixed(8),          // producer_id
+    fixed(2),          // producer_epoch
+    fixed(4).since(3), // generation_id
+    text().since(3),   // member_id
+    text().since(3),   // group_instance_id
+    array(&[
+        text(), // name
+        array(&[
+            fixed(4),          // partition_index
+            fixed(8),          // committed_offset
+            fixed(4).since(2), // committed_leader_epoch
+            text(),            // committed_metadata
+        ]), // partitions
+    ]), // topics
+];
+
+const DESCRIBE_TRANSACTIONS: &[Field] = &[
+    texts(), // transactional_ids
+];
+
+const LIST_TRANSACTIONS: &[Field] = &[
+    texts(),           // state_filters
+    numbers(8),        // producer_id_filters
+    fixed(8).since(1), // duration_filter
+    text().since(2),   // transactional_id_pattern
 ];
 
 const WRITE_TXN_MARKERS: &[Field] = &[

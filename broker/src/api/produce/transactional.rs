@@ -18,6 +18,7 @@ use tokio::time::Instant;
 use super::super::Context;
 use super::super::kafka::produce_request::ProduceRequest;
 use super::{Failure, find_topic};
+use crate::transaction::coordinator::Producer;
 use crate::transaction::verify::verify;
 
 /// First version whose clients raise their epoch with each transaction and leave the adding of partitions to the leaders.
@@ -142,8 +143,10 @@ async fn verify_partition(
         let verified = verify(
             &context.broker,
             transactional_id,
-            header.producer_id,
-            header.producer_epoch,
+            Producer {
+                id: header.producer_id,
+                epoch: header.producer_epoch,
+            },
             &topic.name,
             index,
             adds,

@@ -132,6 +132,28 @@ impl ClassicGroup {
         Ok(())
     }
 
+    /// May a producer commit offsets for this member within a transaction? It may for a group that only uses offsets, and also while
+    /// members are being assigned.
+    pub fn check_transactional_commit(
+        &self,
+        member_id: &str,
+        instance: Option<&str>,
+        generation: i32,
+    ) -> Result<(), ResponseError> {
+        if generation < 0 && self.state == GroupState::Empty {
+            return Ok(());
+        }
+        if generation < 0 && member_id.is_empty() && instance.is_none() {
+            // Producers before KIP-447 do not say for whom they commit.
+            return Ok(());
+        }
+        self.validate_member(member_id, instance)?;
+        match generation == self.generation {
+            true => Ok(()),
+            false => Err(ResponseError::IllegalGeneration),
+        }
+    }
+
     /// Ends what has run out of time.
     pub fn tick(&mut self, now_ms: i64, effects: &mut Effects) {
         if now_ms < self.wakeup_ms {

@@ -1,9 +1,4 @@
-//! The task that runs one offsets partition: requests in, batches to the log, replies when they have committed.
-//!
-//! ```text
-//!   mailbox -> PartitionCoordinator -> records -> one batch -> CoordinatorLog::append
-//!                                   -> replies ------- held -------> commit -> callers
-//! ```
+//! The task that runs one partition's coordinator: requests in, batches to the log, replies when they have committed.
 //!
 //! Everything that waits in the mailbox is decided together and becomes one append. Appends are pipelined: the next
 //! requests are decided on the state after writes that have not committed yet, and every reply waits for all writes
@@ -11,15 +6,13 @@
 //! long, its replies are errors too, though the records may commit yet, as in Kafka.
 
 use super::batch;
-use super::classic::Token;
-use super::config::GroupConfig;
-use super::coordinator::{Decision, DeletedTopic, PartitionCoordinator, Reply, Request};
 use super::log::CoordinatorLog;
+use super::machine::{AppendAs, DecisionOf, Machine, Token};
 use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesOrdered;
 use kafka_protocol::error::ResponseError;
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
@@ -27,7 +20,9 @@ use tokio::sync::{mpsc, oneshot};
 /// Milliseconds since the epoch, from wherever the host takes time.
 pub type Clock = Arc<dyn Fn() -> i64 + Send + Sync>;
 /// Where a request's answer goes.
-pub type Answer = oneshot::Sender<Result<Reply, ResponseError>>;
+pub type Answer<M> = oneshot::Sender<Result<<M as Machine>::Reply, ResponseError>>;
+/// Does what a machine wants done, once that is committed. It must not block.
+pub type EffectSink<M> = Box<dyn FnMut(<M as Machine>::Effect) + Send>;
 
 /// Requests decided together at most; bounds the batch that they become.
 const REQUESTS_PER_APPEND_MAX: usize = 256;
@@ -41,16 +36,34 @@ const RELOAD_BACKOFF: Duration = Duration::from_millis(10);
 const RELOAD_BACKOFF_MAX: Duration = Duration::from_secs(1);
 const TIMER_SLEEP_MS_MAX: i64 = 60_000;
 
-/// A request and where its answer goes.
-pub struct Envelope {
-    pub request: Request,
-    pub answer: Answer,
+/// What the tasks of one kind of coordinator have in common.
+#[derive(Clone, Debug)]
+pub struct RuntimeSettings {
+    /// Size of a batch that is appended; only a single larger record exceeds it. Keep it well below the topic's
+    /// `max.message.bytes`.
+    pub append_bytes_max: usize,
+    /// How long a reply waits for its records to commit before the client is told to try again.
+    pub commit_timeout_ms: i64,
+    /// Requests that may wait for one partition before clients are told to back off.
+    pub mailbox_requests_max: usize,
 }
 
-struct Commit {
+/// A request and where its answer goes.
+pub struct Envelope<M: Machine> {
+    pub request: M::Request,
+    pub answer: Answer<M>,
+}
+
+/// What waits for an append.
+struct Held<M: Machine> {
+    replies: Vec<(Token, M::Reply)>,
+    effects: Vec<M::Effect>,
+}
+
+struct Commit<M: Machine> {
     sequence: u64,
     result: Result<i64, ResponseError>,
-    replies: Vec<(Token, Reply)>,
+    held: Held<M>,
 }
 
 /// Replies that an append holds back, and until when.
@@ -60,9 +73,9 @@ struct HeldReplies {
     tokens: Vec<Token>,
 }
 
-enum Phase {
-    Loading(BoxFuture<'static, Result<PartitionCoordinator, ResponseError>>),
-    Active(Box<PartitionCoordinator>),
+enum Phase<M> {
+    Loading(BoxFuture<'static, Result<M, ResponseError>>),
+    Active(Box<M>),
     /// An append failed; the rest of what is in flight must be known before the log is read again.
     Draining,
     /// The log is no longer ours.
@@ -70,23 +83,27 @@ enum Phase {
 }
 
 /// Runs until the mailbox is closed; then everyone who still waits is told NOT_COORDINATOR.
-pub async fn run(
+pub async fn run<M: Machine>(
     log: Arc<dyn CoordinatorLog>,
-    config: GroupConfig,
+    machine: M::Settings,
+    settings: RuntimeSettings,
     clock: Clock,
-    mailbox: mpsc::Receiver<Envelope>,
+    effects: EffectSink<M>,
+    mailbox: mpsc::Receiver<Envelope<M>>,
 ) {
-    let phase = Phase::Loading(Box::pin(load(log.clone(), config.clone(), clock.clone())));
+    let phase = Phase::Loading(Box::pin(load(log.clone(), machine.clone(), clock.clone())));
     let (waiting, in_flight) = (HashMap::new(), FuturesOrdered::new());
     let mut task = PartitionTask {
         log,
-        config,
+        machine,
+        settings,
         clock,
+        effects,
         phase,
         waiting,
         next_token: 0,
         in_flight,
-        deleted_topics: BTreeSet::new(),
+        deferred: Vec::new(),
         appends: 0,
         held: VecDeque::new(),
     };
@@ -94,23 +111,25 @@ pub async fn run(
     task.fail_all(ResponseError::NotCoordinator);
 }
 
-struct PartitionTask {
+struct PartitionTask<M: Machine> {
     log: Arc<dyn CoordinatorLog>,
-    config: GroupConfig,
+    machine: M::Settings,
+    settings: RuntimeSettings,
     clock: Clock,
-    phase: Phase,
-    waiting: HashMap<Token, Answer>,
+    effects: EffectSink<M>,
+    phase: Phase<M>,
+    waiting: HashMap<Token, Answer<M>>,
     next_token: Token,
-    in_flight: FuturesOrdered<BoxFuture<'static, Commit>>,
-    /// Topics that were deleted while the log was being read; their offsets go as soon as they are known.
-    deleted_topics: BTreeSet<DeletedTopic>,
+    in_flight: FuturesOrdered<BoxFuture<'static, Commit<M>>>,
+    /// Came while the log was being read, and wait until it has been.
+    deferred: Vec<Envelope<M>>,
     /// Appends so far; names them in order.
     appends: u64,
     held: VecDeque<HeldReplies>,
 }
 
-impl PartitionTask {
-    async fn run(&mut self, mut mailbox: mpsc::Receiver<Envelope>) {
+impl<M: Machine> PartitionTask<M> {
+    async fn run(&mut self, mut mailbox: mpsc::Receiver<Envelope<M>>) {
         let mut envelopes = Vec::new();
         loop {
             let room = self.in_flight.len() < APPENDS_IN_FLIGHT_MAX;
@@ -133,7 +152,7 @@ impl PartitionTask {
 
     fn sleep(&self, room: bool) -> Option<Duration> {
         let timer = match &self.phase {
-            Phase::Active(coordinator) if room => Some(coordinator.next_deadline()),
+            Phase::Active(machine) if room => Some(machine.next_deadline()),
             _ => None,
         };
         let held = self.held.front().map(|held| held.deadline_ms);
@@ -144,40 +163,39 @@ impl PartitionTask {
         ))
     }
 
-    async fn loaded(phase: &mut Phase) -> Result<PartitionCoordinator, ResponseError> {
+    async fn loaded(phase: &mut Phase<M>) -> Result<M, ResponseError> {
         match phase {
             Phase::Loading(load) => load.await,
             _ => std::future::pending().await,
         }
     }
 
-    fn on_loaded(&mut self, loaded: Result<PartitionCoordinator, ResponseError>) {
-        self.phase = match loaded {
-            Ok(mut coordinator) => {
-                let topics = std::mem::take(&mut self.deleted_topics);
+    fn on_loaded(&mut self, loaded: Result<M, ResponseError>) {
+        match loaded {
+            Ok(mut machine) => {
                 let now_ms = (self.clock)();
-                let decision = coordinator.forget_topics(&topics, now_ms);
-                self.phase = Phase::Active(Box::new(coordinator));
+                let decision = machine.loaded(now_ms);
+                self.phase = Phase::Active(Box::new(machine));
                 self.carry_out(decision, now_ms);
-                return;
             }
             Err(error) => {
-                tracing::warn!(?error, "group coordinator could not load its partition");
-                Phase::Deposed
+                tracing::warn!(?error, "a {} could not load its partition", M::NAME);
+                self.phase = Phase::Deposed;
             }
-        };
+        }
+        let deferred = std::mem::take(&mut self.deferred);
+        self.on_requests(deferred.into_iter());
     }
 
-    fn on_requests(&mut self, envelopes: impl Iterator<Item = Envelope>) {
+    fn on_requests(&mut self, envelopes: impl Iterator<Item = Envelope<M>>) {
         let now_ms = (self.clock)();
-        let mut combined = Decision::default();
+        let mut combined = DecisionOf::<M>::default();
         for envelope in envelopes {
-            let coordinator = match &mut self.phase {
-                Phase::Active(coordinator) => coordinator,
+            let machine = match &mut self.phase {
+                Phase::Active(machine) => machine,
                 Phase::Loading(_) | Phase::Draining => {
-                    if let Request::TopicsDeleted(topics) = envelope.request {
-                        self.deleted_topics.extend(topics);
-                        let _ = envelope.answer.send(Ok(Reply::TopicsDeleted));
+                    if M::waits_for_loading(&envelope.request) {
+                        self.deferred.push(envelope);
                         continue;
                     }
                     // The caller may be gone; then nobody misses the answer.
@@ -193,9 +211,14 @@ impl PartitionTask {
             };
             self.next_token += 1;
             self.waiting.insert(self.next_token, envelope.answer);
-            let decision = coordinator.handle(envelope.request, self.next_token, now_ms);
-            combined.records.extend(decision.records);
-            combined.replies.extend(decision.replies);
+            let decision = machine.handle(envelope.request, self.next_token, now_ms);
+            if decision.append == AppendAs::Plain {
+                combined.extend(decision);
+                continue;
+            }
+            // It has a batch of its own, and its place in the order of decisions.
+            self.carry_out(std::mem::take(&mut combined), now_ms);
+            self.carry_out(decision, now_ms);
         }
         self.carry_out(combined, now_ms);
     }
@@ -206,10 +229,10 @@ impl PartitionTask {
         if !room {
             return;
         }
-        let Phase::Active(coordinator) = &mut self.phase else {
+        let Phase::Active(machine) = &mut self.phase else {
             return;
         };
-        let decision = coordinator.tick(now_ms);
+        let decision = machine.tick(now_ms);
         self.carry_out(decision, now_ms);
     }
 
@@ -227,86 +250,132 @@ impl PartitionTask {
         }
     }
 
-    fn carry_out(&mut self, decision: Decision, now_ms: i64) {
-        let Decision { records, replies } = decision;
-        if records.is_empty() && self.in_flight.is_empty() {
-            self.release(replies);
+    fn carry_out(&mut self, decision: DecisionOf<M>, now_ms: i64) {
+        let append = decision.append;
+        let held = Held {
+            replies: decision.replies,
+            effects: decision.effects,
+        };
+        let nothing_to_write =
+            decision.records.is_empty() && !matches!(append, AppendAs::Marker(_));
+        if nothing_to_write && self.in_flight.is_empty() {
+            return self.release(held);
+        }
+        if nothing_to_write && held.replies.is_empty() && held.effects.is_empty() {
             return;
         }
-        if records.is_empty() && replies.is_empty() {
-            return;
-        }
-        let batches = match batch::encode(&records, now_ms, self.config.append_bytes_max) {
+        let batches = match append {
+            _ if nothing_to_write => Ok(Vec::new()),
+            AppendAs::Plain => {
+                batch::encode(&decision.records, now_ms, self.settings.append_bytes_max)
+            }
+            AppendAs::Transactional {
+                producer_id,
+                producer_epoch,
+                ..
+            } => {
+                batch::encode_transactional(&decision.records, now_ms, producer_id, producer_epoch)
+                    .map(|batch| vec![batch])
+            }
+            AppendAs::Marker(marker) => {
+                let commit = self.log.append_marker(marker, now_ms);
+                return self.await_commit(commit, held, now_ms);
+            }
+        };
+        let batches = match batches {
             Ok(batches) => batches,
             Err(error) => {
-                tracing::error!(%error, "group coordinator could not encode its records");
+                tracing::error!(%error, "a {} could not encode its records", M::NAME);
                 let refused = Box::pin(std::future::ready(Err(ResponseError::UnknownServerError)));
-                return self.await_commit(refused, replies, now_ms);
+                return self.await_commit(refused, held, now_ms);
             }
         };
         // Batches commit in order, so the replies only need to wait for the last.
         let mut last: BoxFuture<'static, _> = Box::pin(std::future::ready(Ok(NOTHING_APPENDED)));
         for (index, batch) in batches.into_iter().enumerate() {
-            let earlier = std::mem::replace(&mut last, self.log.append(batch));
+            let next = match append {
+                AppendAs::Transactional { guard, .. } => {
+                    self.log.append_transactional(batch, guard)
+                }
+                _ => self.log.append(batch),
+            };
+            let earlier = std::mem::replace(&mut last, next);
             if index > 0 {
-                self.await_commit(earlier, Vec::new(), now_ms);
+                let nothing = Held {
+                    replies: Vec::new(),
+                    effects: Vec::new(),
+                };
+                self.await_commit(earlier, nothing, now_ms);
             }
         }
-        self.await_commit(last, replies, now_ms);
+        self.await_commit(last, held, now_ms);
     }
 
     fn await_commit(
         &mut self,
         commit: BoxFuture<'static, Result<i64, ResponseError>>,
-        replies: Vec<(Token, Reply)>,
+        held: Held<M>,
         now_ms: i64,
     ) {
         self.appends += 1;
         let sequence = self.appends;
-        if !replies.is_empty() {
+        if !held.replies.is_empty() {
             self.held.push_back(HeldReplies {
                 sequence,
-                deadline_ms: now_ms.saturating_add(self.config.commit_timeout_ms),
-                tokens: replies.iter().map(|(token, _)| *token).collect(),
+                deadline_ms: now_ms.saturating_add(self.settings.commit_timeout_ms),
+                tokens: held.replies.iter().map(|(token, _)| *token).collect(),
             });
         }
         self.in_flight.push_back(Box::pin(async move {
             Commit {
                 sequence,
                 result: commit.await,
-                replies,
+                held,
             }
         }));
     }
 
-    fn on_commit(&mut self, commit: Commit) {
+    fn on_commit(&mut self, commit: Commit<M>) {
         let is_done = |held: &HeldReplies| held.sequence <= commit.sequence;
         while self.held.front().is_some_and(is_done) {
             self.held.pop_front();
         }
         match commit.result {
-            Ok(_) if matches!(self.phase, Phase::Active(_)) => self.release(commit.replies),
+            Ok(_) if matches!(self.phase, Phase::Active(_)) => self.release(commit.held),
             // Decided on state that was lost; whoever waited has been told.
             Ok(_) => {}
             Err(error) => {
                 tracing::warn!(
                     ?error,
-                    "an append of the group coordinator failed; its state is read again"
+                    "an append of a {} failed; its state is read again",
+                    M::NAME
                 );
-                self.fail_all(coordinator_error(error));
+                self.fail(&commit.held, error);
+                self.fail_all(error_of_others(error));
                 self.phase = Phase::Draining;
             }
         }
         if matches!(self.phase, Phase::Draining) && self.in_flight.is_empty() {
-            let load = load(self.log.clone(), self.config.clone(), self.clock.clone());
+            let load = load(self.log.clone(), self.machine.clone(), self.clock.clone());
             self.phase = Phase::Loading(Box::pin(load));
         }
     }
 
-    fn release(&mut self, replies: Vec<(Token, Reply)>) {
-        for (token, reply) in replies {
+    fn release(&mut self, held: Held<M>) {
+        for effect in held.effects {
+            (self.effects)(effect);
+        }
+        for (token, reply) in held.replies {
             if let Some(answer) = self.waiting.remove(&token) {
                 let _ = answer.send(Ok(reply));
+            }
+        }
+    }
+
+    fn fail(&mut self, held: &Held<M>, error: ResponseError) {
+        for (token, _) in &held.replies {
+            if let Some(answer) = self.waiting.remove(token) {
+                let _ = answer.send(Err(coordinator_error(error)));
             }
         }
     }
@@ -330,17 +399,37 @@ fn coordinator_error(error: ResponseError) -> ResponseError {
         | ResponseError::NotEnoughReplicasAfterAppend
         | ResponseError::RequestTimedOut => ResponseError::CoordinatorNotAvailable,
         ResponseError::NotCoordinator | ResponseError::CoordinatorNotAvailable => error,
+        _ if is_producers(error) => error,
         _ => ResponseError::UnknownServerError,
     }
 }
 
+/// What those are told who wait for other appends than the one that was refused.
+fn error_of_others(error: ResponseError) -> ResponseError {
+    match is_producers(error) {
+        // Nothing is wrong with theirs, but it was decided on a state that is not.
+        true => ResponseError::CoordinatorLoadInProgress,
+        false => coordinator_error(error),
+    }
+}
+
+/// Whether it says something of one producer's transaction only.
+fn is_producers(error: ResponseError) -> bool {
+    matches!(
+        error,
+        ResponseError::InvalidProducerEpoch
+            | ResponseError::InvalidTxnState
+            | ResponseError::TransactionCoordinatorFenced
+    )
+}
+
 /// Replays the committed log. Reads that fail for a while are repeated; a log that is not ours any more ends it.
-async fn load(
+async fn load<M: Machine>(
     log: Arc<dyn CoordinatorLog>,
-    config: GroupConfig,
+    settings: M::Settings,
     clock: Clock,
-) -> Result<PartitionCoordinator, ResponseError> {
-    let mut coordinator = PartitionCoordinator::new(config, clock());
+) -> Result<M, ResponseError> {
+    let mut machine = M::new(settings, clock());
     let (mut offset, mut stalled_reads) = (0, 0);
     let mut backoff = RELOAD_BACKOFF;
     loop {
@@ -354,22 +443,22 @@ async fn load(
                 return Err(error);
             }
             Err(error) => {
-                tracing::warn!(?error, "group coordinator reads its partition again");
+                tracing::warn!(?error, "a {} reads its partition again", M::NAME);
                 tokio::time::sleep(backoff).await;
                 backoff = (backoff * 2).min(RELOAD_BACKOFF_MAX);
                 continue;
             }
         };
-        let records = batch::decode(piece.batches).map_err(|error| {
-            tracing::error!(%error, offset, "a batch of the group coordinator's partition is unreadable");
+        let entries = batch::decode(piece.batches).map_err(|error| {
+            tracing::error!(%error, offset, "a batch of a {}'s partition is unreadable", M::NAME);
             ResponseError::CorruptMessage
         })?;
         let now_ms = clock();
-        for record in &records {
-            coordinator.replay(record, now_ms);
+        for entry in entries {
+            machine.replay(entry, now_ms);
         }
         if piece.next_offset >= piece.high_watermark {
-            return Ok(coordinator);
+            return Ok(machine);
         }
         if piece.next_offset > offset {
             (offset, stalled_reads) = (piece.next_offset, 0);
@@ -382,7 +471,8 @@ async fn load(
             tracing::error!(
                 offset,
                 piece.high_watermark,
-                "the group coordinator's partition cannot be read on"
+                "the partition of a {} cannot be read on",
+                M::NAME
             );
             return Err(ResponseError::CorruptMessage);
         }

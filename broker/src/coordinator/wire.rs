@@ -39,6 +39,10 @@ impl<'a> Reader<'a> {
         self.take(N)?.try_into().map_err(|_| WireError::EndsEarly)
     }
 
+    pub fn int8(&mut self) -> Result<i8, WireError> {
+        Ok(i8::from_be_bytes(self.array()?))
+    }
+
     pub fn int16(&mut self) -> Result<i16, WireError> {
         Ok(i16::from_be_bytes(self.array()?))
     }
@@ -79,6 +83,22 @@ impl<'a> Reader<'a> {
             Ok(count)
         } else {
             Err(WireError::Length)
+        }
+    }
+
+    /// As [`Self::count`] and [`Self::compact_count`], of an array that may be null.
+    pub fn nullable_count_of(&mut self, compact: bool) -> Result<Option<usize>, WireError> {
+        let count = if compact {
+            self.compact_length()?
+        } else {
+            match self.int32()? {
+                -1 => None,
+                count => Some(usize::try_from(count).map_err(|_| WireError::Length)?),
+            }
+        };
+        match count {
+            Some(count) if count > self.rest.len() => Err(WireError::Length),
+            count => Ok(count),
         }
     }
 

@@ -1,10 +1,13 @@
 //! A log in memory for tests, whose appends and reads can be held back or made to fail.
 
 use super::log::{CommittedBatches, CoordinatorLog};
+use super::machine::EndMarker;
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use kafka_protocol::error::ResponseError;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use streamgauge_protocol::batch::TransactionMarker;
+use streamgauge_storage::producer_state::VerificationGuard;
 use tokio::sync::Semaphore;
 
 /// Appends and reads succeed at once unless their semaphore has no permits; an error in `failure` refuses the next append.
@@ -54,6 +57,27 @@ impl CoordinatorLog for MemoryLog {
             let _permit = gate.acquire().await;
             Ok(last_offset)
         })
+    }
+
+    fn append_transactional(
+        &self,
+        batch: Bytes,
+        _guard: Option<VerificationGuard>,
+    ) -> BoxFuture<'static, Result<i64, ResponseError>> {
+        self.append(batch)
+    }
+
+    fn append_marker(
+        &self,
+        marker: EndMarker,
+        now_ms: i64,
+    ) -> BoxFuture<'static, Result<i64, ResponseError>> {
+        let content = TransactionMarker {
+            result: marker.result,
+            coordinator_epoch: marker.coordinator_epoch,
+        };
+        let batch = content.to_batch(marker.producer_id, marker.producer_epoch, now_ms);
+        self.append(batch.unwrap())
     }
 
     fn read_from(

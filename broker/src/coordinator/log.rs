@@ -1,15 +1,32 @@
-//! What a coordinator needs of the partition of `__consumer_offsets` that it lives on.
+//! What a coordinator needs of the partition that it lives on.
 
+use super::machine::EndMarker;
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use kafka_protocol::error::ResponseError;
+use streamgauge_storage::producer_state::VerificationGuard;
 
-/// The log of one offsets partition, as its leader sees it.
+/// The log of one coordinator's partition, as its leader sees it.
 pub trait CoordinatorLog: Send + Sync + 'static {
     /// Appends one record batch (magic v2, base offset 0). Batches enter the log in call order, whether or not the
     /// futures are polled; each future resolves when its batch has committed, to the batch's last offset. After an
     /// error no later append of this coordinator may commit before the failed one has been answered.
     fn append(&self, batch: Bytes) -> BoxFuture<'static, Result<i64, ResponseError>>;
+
+    /// As [`Self::append`], of a batch that is part of a producer's transaction. It is refused with what a client is told if the
+    /// producer is fenced or its transaction not open.
+    fn append_transactional(
+        &self,
+        batch: Bytes,
+        guard: Option<VerificationGuard>,
+    ) -> BoxFuture<'static, Result<i64, ResponseError>>;
+
+    /// As [`Self::append`], of the end of a transaction. It is refused if the producer or its coordinator is fenced.
+    fn append_marker(
+        &self,
+        marker: EndMarker,
+        now_ms: i64,
+    ) -> BoxFuture<'static, Result<i64, ResponseError>>;
 
     /// Whole committed batches from `offset` (or from the log's start if that is later), a few MiB at most.
     fn read_from(&self, offset: i64)
@@ -25,14 +42,4 @@ pub struct CommittedBatches {
     pub next_offset: i64,
     /// Offset after the last committed record; loading ends there.
     pub high_watermark: i64,
-}
-
-/// What the coordinator asks the cluster's metadata.
-pub trait TopicLookup: Send + Sync + 'static {
-    /// The topic's id, `None` if there is no such topic.
-    fn topic_id(&self, name: &str) -> Option<uuid::Uuid>;
-    /// The topic's name, `None` if no topic has this id.
-    fn topic_name(&self, id: uuid::Uuid) -> Option<String>;
-    /// How many partitions the topic has, `None` if there is no such topic.
-    fn partition_count(&self, name: &str) -> Option<i32>;
 }
