@@ -6,3 +6,4 @@ mod java;
 mod kcat;
 mod python;
 mod tools;
+mod transactions;
