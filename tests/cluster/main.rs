@@ -70,6 +70,38 @@ fn a_history_through_moves_of_replicas_is_true() {
     );
 }
 
+/// Producers that keep their epochs, and coordinators that die with what they have decided.
+#[test]
+fn a_history_of_transactions_through_kills_is_true() {
+    go_through(
+        "cluster-transactions",
+        Clients::LibrdkafkaTransactions,
+        &[
+            Fault::KillLeader,
+            Fault::CutOffLeader(Cut::BothWays),
+            Fault::KillFollower,
+            Fault::KillAll,
+            Fault::MoveLeader,
+        ],
+    );
+}
+
+/// Producers whose epoch is raised with each transaction.
+#[test]
+fn a_history_of_transactions_through_cut_links_is_true() {
+    go_through(
+        "cluster-transactions-java",
+        Clients::JavaTransactions,
+        &[
+            Fault::CutOffLeader(Cut::BothWays),
+            Fault::KillLeader,
+            Fault::CutOffLeader(Cut::Outbound),
+            Fault::KillAll,
+            Fault::PauseLeader,
+        ],
+    );
+}
+
 #[test]
 fn a_rolling_restart_under_load_shows_clients_no_error() {
     let mut cluster = Cluster::start("cluster-rolling");

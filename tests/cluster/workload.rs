@@ -12,9 +12,11 @@ use streamgauge_tests::cluster::Cluster;
 use streamgauge_tests::fetch::{java, python};
 use streamgauge_tests::history::{Event, PartitionLog, anomalies};
 use streamgauge_tests::process::{poll, spawn, wait};
-use streamgauge_tests::replica;
+use streamgauge_tests::{replica, transactions};
 
 pub const TOPIC: &str = "history";
+/// What is copied of it in transactions.
+const COPIES: &str = "history-out";
 pub const PARTITIONS: i32 = 6;
 const PRODUCERS: usize = 2;
 const CONSUMERS: usize = 2;
@@ -28,6 +30,9 @@ const FINISH_TIME_MAX: Duration = Duration::from_secs(200);
 pub enum Clients {
     Librdkafka,
     Java,
+    /// In transactions, and a group that copies what is committed.
+    LibrdkafkaTransactions,
+    JavaTransactions,
 }
 
 impl Clients {
@@ -36,13 +41,43 @@ impl Clients {
         match std::env::var("CLUSTER_CLIENTS").as_deref() {
             Ok("librdkafka") => Clients::Librdkafka,
             Ok("java") => Clients::Java,
-            Ok(other) => panic!("CLUSTER_CLIENTS is {other}; it can be librdkafka or java"),
+            Ok("librdkafka-transactions") => Clients::LibrdkafkaTransactions,
+            Ok("java-transactions") => Clients::JavaTransactions,
+            Ok(other) => panic!(
+                "CLUSTER_CLIENTS is {other}; it can be librdkafka or java, and -transactions of both"
+            ),
             Err(_) => self,
         }
+    }
+
+    fn use_transactions(self) -> bool {
+        matches!(
+            self,
+            Clients::LibrdkafkaTransactions | Clients::JavaTransactions
+        )
+    }
+
+    /// The program that they run; `None` if they are missing.
+    fn program(self) -> Option<Command> {
+        let here = concat!(env!("CARGO_MANIFEST_DIR"), "/cluster");
+        let python = || {
+            let mut python = Command::new(python()?);
+            python.arg("-B");
+            Some(python)
+        };
+        let (mut command, program) = match self {
+            Clients::Librdkafka => (python()?, "workload.py"),
+            Clients::LibrdkafkaTransactions => (python()?, "transactions.py"),
+            Clients::Java => (java()?, "Workload.java"),
+            Clients::JavaTransactions => (java()?, "Transactions.java"),
+        };
+        command.arg(format!("{here}/{program}"));
+        Some(command)
     }
 }
 
 pub struct Workload {
+    clients: Clients,
     child: Child,
     input: Option<ChildStdin>,
     reader: JoinHandle<()>,
@@ -63,20 +98,11 @@ struct Said {
 impl Workload {
     /// Makes the topic, starts the clients and waits until they write everywhere; `None` if the clients are missing.
     pub fn start(cluster: &Cluster, clients: Clients) -> Option<Workload> {
-        let here = concat!(env!("CARGO_MANIFEST_DIR"), "/cluster");
-        let mut command = match clients {
-            Clients::Librdkafka => {
-                let mut command = Command::new(python()?);
-                command.arg("-B").arg(format!("{here}/workload.py"));
-                command
-            }
-            Clients::Java => {
-                let mut command = java()?;
-                command.arg(format!("{here}/Workload.java"));
-                command
-            }
-        };
+        let mut command = clients.program()?;
         cluster.create_topic(TOPIC, PARTITIONS);
+        if clients.use_transactions() {
+            cluster.create_topic(COPIES, PARTITIONS);
+        }
         let log = fs::File::create(cluster.scratch_dir().join("clients.log"));
         command
             .args([&cluster.bootstrap(), TOPIC, &PARTITIONS.to_string()])
@@ -95,6 +121,7 @@ impl Workload {
             }
         });
         let mut workload = Workload {
+            clients,
             input: child.stdin.take(),
             child,
             reader,
@@ -189,7 +216,10 @@ impl Workload {
             cluster.stop(id);
         }
         let (logs, producer_epoch) = same_logs(cluster);
-        let found = anomalies(&history, &logs);
+        let found = match self.clients.use_transactions() {
+            true => transactions::anomalies(&history),
+            false => anomalies(&history, &logs),
+        };
         let acknowledged = history
             .iter()
             .filter(|event| matches!(event, Event::Ack(..)))
@@ -252,6 +282,9 @@ fn same_logs(cluster: &Cluster) -> (BTreeMap<i32, PartitionLog>, i16) {
         );
         let mut log = PartitionLog::new();
         for record in one {
+            if record.is_control {
+                continue;
+            }
             last_epoch = last_epoch.max(record.producer_epoch);
             let value = record.value.parse().expect("a value of the workload");
             log.push((record.offset, value));

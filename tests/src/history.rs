@@ -37,11 +37,14 @@ pub enum Event {
     Send(Value),
     Ack(Value, i64),
     Fail(Value, String),
+    /// Only of transactions, as [`Self::Copy`]; see [`crate::transactions`].
+    Abort(Value),
     Assign(u32, i32, i64),
     Read(u32, i32, i64, Value),
     Commit(u32, i32, i64),
     Committed(i32, i64),
     Final(i32, i64, Value),
+    Copy(i32, i64, Value),
     Note(String),
     Done,
 }
@@ -93,6 +96,9 @@ impl FromStr for Event {
             ["fail", producer, partition, number, why @ ..] => {
                 value(producer, partition, number).map(|value| Event::Fail(value, why.join(" ")))
             }
+            ["abort", producer, partition, number] => {
+                value(producer, partition, number).map(Event::Abort)
+            }
             [kind @ ("assign" | "commit"), consumer, partition, offset] => {
                 let parse = || {
                     let consumer = consumer.parse().ok()?;
@@ -117,10 +123,14 @@ impl FromStr for Event {
                 .ok()
                 .zip(offset.parse().ok())
                 .map(|(partition, offset)| Event::Committed(partition, offset)),
-            ["final", partition, offset, value] => {
+            [kind @ ("final" | "copy"), partition, offset, value] => {
                 let parse = || {
                     let (partition, offset) = (partition.parse().ok()?, offset.parse().ok()?);
-                    Some(Event::Final(partition, offset, value.parse().ok()?))
+                    let value = value.parse().ok()?;
+                    Some(match *kind {
+                        "final" => Event::Final(partition, offset, value),
+                        _ => Event::Copy(partition, offset, value),
+                    })
                 };
                 parse()
             }

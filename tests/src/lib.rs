@@ -9,7 +9,7 @@
 //! - `STREAMGAUGE_TEST_CACHE`: where fetched clients are kept;
 //! - `CLUSTER_SECONDS`: how long the cluster's histories go on with drawn faults; `CLUSTER_SEED` draws them;
 //! - `CLUSTER_FAULTS`: the names of those to draw from, as the output has them, with commas;
-//! - `CLUSTER_CLIENTS`: `librdkafka` or `java`, whatever a history would take;
+//! - `CLUSTER_CLIENTS`: `librdkafka`, `java`, `librdkafka-transactions` or `java-transactions`, whatever a history would take;
 //! - `CI`: a missing runtime (Java, Python, kcat, a mount namespace) is then a failure, not a skipped test.
 
 pub mod broker;
@@ -21,4 +21,5 @@ pub mod process;
 pub mod replica;
 pub mod seed_case;
 pub mod small_disk;
+pub mod transactions;
 pub mod wire;

@@ -15,6 +15,8 @@ pub struct Record {
     pub offset: i64,
     /// A client begins a new one when it has lost track of its sequence.
     pub producer_epoch: i16,
+    /// Ends a transaction; its value is not a client's.
+    pub is_control: bool,
     pub value: String,
 }
 
@@ -63,6 +65,7 @@ pub fn records(directory: &Path) -> Vec<Record> {
                 records.push(Record {
                     offset: record.offset,
                     producer_epoch: header.producer_epoch,
+                    is_control: header.is_control(),
                     value: value.into_owned(),
                 });
             }
