@@ -140,6 +140,16 @@ impl Broker {
         })
     }
 
+    /// Whether a replica cannot take part: its broker is not there, or could not open it.
+    pub fn is_offline(&self, replica: i32, topic_id: Uuid, index: i32) -> bool {
+        if replica == self.id() {
+            let topic = self.topics.by_id(topic_id);
+            return topic.is_some_and(|topic| topic.is_closed(index));
+        }
+        let key = PartitionKey { topic_id, index };
+        !self.cluster.is_alive(replica) || self.cluster.told_offline(replica, key)
+    }
+
     /// Asks the broker that leads these partitions to hand them over. Whether it does is seen when
     /// the other leads.
     pub async fn hand_over(&self, from: i32, to: i32, partitions: Vec<PartitionKey>) {

@@ -10,6 +10,7 @@ use uuid::Uuid;
 use crate::config::topic::TopicConfig;
 use crate::controller::decide::is_internal;
 use crate::shard::handle::PartitionHandle;
+use crate::shard::view::PartitionKey;
 
 /// Where a partition is.
 #[derive(Clone)]
@@ -119,6 +120,24 @@ impl TopicHandle {
             .collect()
     }
 
+    /// The partitions whose replica here is not open.
+    fn closed(&self) -> Vec<PartitionKey> {
+        let partitions = self.partitions.load();
+        let closed = (0..).zip(partitions.iter());
+        closed
+            .filter(|(_, slot)| matches!(slot, Slot::Offline | Slot::Damaged))
+            .map(|(index, _)| PartitionKey {
+                topic_id: self.topic_id,
+                index,
+            })
+            .collect()
+    }
+
+    /// Whether the replica here of that partition is not open.
+    pub fn is_closed(&self, index: i32) -> bool {
+        matches!(self.slot(index), Some(Slot::Offline | Slot::Damaged))
+    }
+
     /// A replica of that partition has come or gone.
     pub fn set_slot(&self, index: i32, slot: Slot) {
         let mut all = self.partitions.load().as_ref().clone();
@@ -165,6 +184,14 @@ impl TopicRegistry {
 
     pub fn all(&self) -> Vec<Arc<TopicHandle>> {
         self.read(|maps| maps.by_id.values().cloned().collect())
+    }
+
+    /// The replicas that should be here and could not be opened, or are not what was written.
+    pub fn offline(&self) -> Vec<PartitionKey> {
+        self.read(|maps| {
+            let topics = maps.by_id.values();
+            topics.flat_map(|topic| topic.closed()).collect()
+        })
     }
 
     pub fn insert(&self, topic: Arc<TopicHandle>) {

@@ -77,12 +77,26 @@ fn a_replica_that_could_not_be_made_is_made_later() {
     let in_the_way = cluster.data_dir(3).join("blocked-0");
     std::fs::write(&in_the_way, "").expect("written");
     cluster.create_topic("blocked", 1);
-    let refused = poll(TIME_MAX, || {
-        let log = cluster.log_tail(3);
-        log.contains("partition is offline topic=blocked")
-            .then_some(())
-    });
-    assert!(refused.is_some(), "{}", cluster.log_tail(3));
+    let shown = |offline: &[i32]| {
+        let shown = poll(TIME_MAX, || {
+            NODES
+                .into_iter()
+                .all(|id| {
+                    let partitions = cluster.metadata(id, Some("blocked"));
+                    let topics = partitions.map(|answer| answer.topics).unwrap_or_default();
+                    let mut partitions = topics.into_iter().flat_map(|topic| topic.partitions);
+                    partitions.any(|partition| {
+                        let ids: Vec<i32> =
+                            partition.offline_replicas.iter().map(|id| id.0).collect();
+                        ids == offline
+                    })
+                })
+                .then_some(())
+        });
+        assert!(shown.is_some(), "{offline:?}\n{}", cluster.log_tail(3));
+    };
+    shown(&[3]);
     std::fs::remove_file(in_the_way).expect("removed");
+    shown(&[]);
     cluster.wait_until_in_sync("blocked", TIME_MAX);
 }

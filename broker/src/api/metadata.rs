@@ -159,7 +159,7 @@ pub fn describe(broker: &Broker, topic: &Arc<Topic>) -> MetadataResponseTopic {
             let brokers: Vec<BrokerId> = replicas.iter().copied().map(BrokerId).collect();
             let offline: Vec<BrokerId> = replicas
                 .iter()
-                .filter(|replica| !broker.cluster.is_alive(**replica))
+                .filter(|replica| broker.is_offline(**replica, topic.topic_id, index))
                 .copied()
                 .map(BrokerId)
                 .collect();

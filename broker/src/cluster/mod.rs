@@ -188,6 +188,14 @@ impl Cluster {
             .cloned()
     }
 
+    /// Whether that other broker has told that its replica of the partition is offline.
+    pub fn told_offline(&self, broker: i32, partition: PartitionKey) -> bool {
+        self.leaders
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .is_offline(broker, partition)
+    }
+
     fn heard(&self, from: i32, notice: &[u8]) {
         let mut leaders = self.leaders.write().unwrap_or_else(PoisonError::into_inner);
         if let Err(error) = leaders.heard(from, notice) {
@@ -204,7 +212,8 @@ impl Cluster {
     }
 }
 
-/// Tells the other brokers what this one leads and whom it reaches: changes as they come, all of it to a newcomer.
+/// Tells the other brokers what this one leads, whom it reaches and which of its replicas are offline: changes as they come, all of
+/// it to a newcomer.
 /// Runs until the broker stops.
 pub async fn announce(broker: Arc<Broker>) {
     let mut told = leaders::Told::default();
@@ -234,6 +243,8 @@ pub async fn announce(broker: Arc<Broker>) {
                 (view.key(), leadership)
             })
             .collect();
+        let mut offline = broker.topics.offline();
+        offline.sort_by_key(|key| (key.topic_id, key.index));
         let mut others = broker.controller.read(|image| image.broker_ids());
         others.retain(|other| *other != broker.id());
         let reached: Vec<i32> = others
@@ -249,17 +260,18 @@ pub async fn announce(broker: Arc<Broker>) {
                 .unwrap_or_else(PoisonError::into_inner),
         );
         if !newcomers.is_empty() {
-            let all = leaders::encode(&reached, &led);
+            let all = leaders::encode(&reached, &offline, &led);
             for newcomer in newcomers {
                 // It will be told again when it comes back.
                 let _ = peers.notify(newcomer, all.clone());
             }
         }
         let changes = told.changes(led);
-        if !told.reaches_others(&reached) && changes.is_empty() {
+        let is_news = told.reaches_others(&reached) | told.other_offline(&offline);
+        if !is_news && changes.is_empty() {
             continue;
         }
-        let notice = leaders::encode(&reached, &changes);
+        let notice = leaders::encode(&reached, &offline, &changes);
         for other in others {
             let _ = peers.notify(other, notice.clone());
         }

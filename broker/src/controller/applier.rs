@@ -3,15 +3,16 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::path::PathBuf;
 use std::sync::{Arc, PoisonError, RwLock};
-use std::time::Duration;
 
 use streamgauge_protocol::batch::{BatchIter, BatchRecords};
 use streamgauge_storage::StorageError;
 use tokio::sync::{Notify, oneshot, watch};
+use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::image::{Image, Topic};
 use super::record::MetadataRecord;
+use super::reopen::Reopen;
 use super::writer::ControllerError;
 use crate::config::{BrokerConfig, BrokerLayers, TopicConfig};
 use crate::replication::membership::Target;
@@ -26,9 +27,6 @@ const READ_BYTES_MAX: usize = 1024 * 1024;
 
 /// The largest batch of metadata records, unpacked; they are written uncompressed.
 const RECORDS_BYTES_MAX: usize = 64 * 1024 * 1024;
-
-/// How long a partition that could not be opened stays offline before it is tried again.
-const REOPEN_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Partitions of a shard that are asked to be opened at once.
 const OPENINGS_PER_SHARD_MAX: usize = 32;
@@ -235,6 +233,7 @@ impl Applier {
         self.open_all().await;
         self.applied.send_replace(self.read_to);
         let changed = Arc::new(Notify::new());
+        let mut reopen = Reopen::new(Instant::now());
         loop {
             self.view.wake(&changed);
             if self.view.is_deleted() {
@@ -244,10 +243,11 @@ impl Applier {
             if from >= end {
                 tokio::select! {
                     biased;
-                    () = changed.notified() => {}
-                    () = tokio::time::sleep(REOPEN_INTERVAL), if self.has_offline() => {
+                    () = tokio::time::sleep_until(reopen.at()), if self.has_offline() => {
                         self.open_offline().await;
+                        reopen.tried(self.has_offline(), Instant::now());
                     }
+                    () = changed.notified() => {}
                 }
                 continue;
             }

@@ -12,6 +12,7 @@ pub mod decide;
 pub mod image;
 pub mod reassign;
 pub mod record;
+mod reopen;
 mod writer;
 
 use std::sync::{Arc, PoisonError, RwLock};
