@@ -125,8 +125,13 @@ impl Broker {
             return None;
         }
         if leader < 0 {
-            // Who was told of may have gone; a newer epoch than this replica's has not.
-            return told.filter(|told| told.leader_epoch > leader_epoch);
+            // Who was told of may have gone; a newer epoch than this replica's has not, nor has one whom only this broker does
+            // not reach.
+            return told.filter(|told| {
+                told.leader_epoch > leader_epoch
+                    || told.leader_epoch == leader_epoch
+                        && self.cluster.is_there_for_others(told.leader)
+            });
         }
         let in_sync = match told {
             _ if leader == self.id() => view.in_sync().as_ref().clone(),

@@ -78,8 +78,9 @@ fn a_history_of_transactions_through_kills_is_true() {
         Clients::LibrdkafkaTransactions,
         &[
             Fault::KillLeader,
+            Fault::PartLeader,
             Fault::CutOffLeader(Cut::BothWays),
-            Fault::KillFollower,
+            Fault::PartLeaderOneWay(Cut::Inbound),
             Fault::KillAll,
             Fault::MoveLeader,
         ],

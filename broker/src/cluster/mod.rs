@@ -8,6 +8,7 @@ pub mod leaders;
 pub mod partition_request;
 pub mod quorum;
 pub mod reassignments;
+mod relay;
 mod request;
 pub mod throttle;
 
@@ -157,26 +158,52 @@ impl Cluster {
 
     /// Whether that broker is there for this one, or for another that is.
     pub fn is_there(&self, broker: i32) -> bool {
-        self.is_alive(broker)
-            || self
-                .leaders
-                .read()
-                .unwrap_or_else(PoisonError::into_inner)
-                .who_reach(broker)
-                .any(|by| by != broker && self.is_alive(by))
+        self.is_alive(broker) || self.way_to(broker).is_some()
     }
 
-    /// Asks another broker; fails if there is none such.
+    /// Whether that broker cannot be reached from here, and can from another that is reached.
+    pub fn is_there_for_others(&self, broker: i32) -> bool {
+        !self.is_alive(broker) && self.way_to(broker).is_some()
+    }
+
+    /// A broker that is reached, and that has told that it reaches that one.
+    fn way_to(&self, broker: i32) -> Option<i32> {
+        let leaders = self.leaders.read().unwrap_or_else(PoisonError::into_inner);
+        let mut by = leaders.who_reach(broker);
+        by.find(|by| *by != broker && *by != self.node_id && self.is_alive(*by))
+    }
+
+    /// Asks another broker; fails if there is none such. Where the link between the two is cut, a third passes it on.
     pub async fn ask(
         &self,
         broker: i32,
         request: &ClusterRequest,
         time_max: Duration,
     ) -> Result<Bytes, PeerError> {
-        match self.peers.get() {
-            Some(peers) => peers.request(broker, request.encode(), time_max).await,
-            None => Err(PeerError::Unknown { peer: broker }),
-        }
+        let Some(peers) = self.peers.get() else {
+            return Err(PeerError::Unknown { peer: broker });
+        };
+        let by = match self.is_alive(broker) {
+            true => None,
+            false => self.way_to(broker),
+        };
+        let Some(by) = by else {
+            return peers.request(broker, request.encode(), time_max).await;
+        };
+        let relayed = relay::request(broker, time_max, &request.encode());
+        let answer = peers.request(by, relayed, time_max).await?;
+        relay::answer(answer).ok_or(PeerError::Failed { peer: broker })
+    }
+
+    /// Passes on what another broker asks of a third.
+    async fn relay(&self, request: Bytes) -> Bytes {
+        let asked = match (self.peers.get(), relay::decode(request)) {
+            (Some(peers), Some((to, time_max, payload))) => {
+                peers.request(to, payload, time_max).await.ok()
+            }
+            _ => None,
+        };
+        relay::answered(asked)
     }
 
     /// Who leads a partition that is not here, as its leader has told.
@@ -277,3 +304,6 @@ pub async fn announce(broker: Arc<Broker>) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

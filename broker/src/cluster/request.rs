@@ -9,6 +9,7 @@
 //!           6 │ is a partition part of     to the coordinator of the transaction, see `transaction::verify`
 //!             │ a transaction?
 //!           7 │ nothing                    to the leader of the metadata log, to hear how far that is
+//!           8 │ a request to a third       to a broker that reaches it, see `relay`
 //! answer    status u8 │ metadata offset i64 │ the command's answer, JSON, or the Kafka response
 //! ```
 //!
@@ -23,6 +24,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::partition_request;
+use super::relay::RELAY;
 use crate::api;
 use crate::broker::Broker;
 use crate::controller::command::{Command, CommandAnswer};
@@ -171,6 +173,9 @@ pub async fn serve(broker: Arc<Broker>, from: i32, payload: Bytes) -> Bytes {
     }
     if let Some((&VERIFY, request)) = payload.split_first() {
         return verify::serve(&broker, payload.slice_ref(request)).await;
+    }
+    if let Some((&RELAY, request)) = payload.split_first() {
+        return broker.cluster.relay(payload.slice_ref(request)).await;
     }
     if !broker.controller.is_active() {
         return not_ready();
