@@ -11,6 +11,7 @@ mod node;
 #[path = "../random.rs"]
 mod random;
 mod topics;
+mod transfers;
 mod windows;
 mod world;
 

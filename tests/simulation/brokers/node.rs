@@ -28,6 +28,7 @@ use tokio::sync::watch;
 
 use crate::host;
 use crate::network::{Content, Letter, Network, Place, Wire, broker_id};
+use crate::transfers::STATE_PARTITIONS;
 
 const DIRECTORY: &str = "/data";
 
@@ -208,6 +209,14 @@ impl Node {
             (
                 "offsets.topic.num.partitions",
                 OFFSETS_PARTITIONS.to_string(),
+            ),
+            (
+                "transaction.state.log.num.partitions",
+                STATE_PARTITIONS.to_string(),
+            ),
+            (
+                "transaction.abort.timed.out.transaction.cleanup.interval.ms",
+                "2000".to_owned(),
             ),
             ("group.initial.rebalance.delay.ms", "200".into()),
             ("leader.imbalance.check.interval.seconds", "7".into()),

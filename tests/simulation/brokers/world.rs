@@ -4,11 +4,12 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use bytes::Bytes;
 use streamgauge::broker::Broker;
-use streamgauge::controller::decide::GROUP_METADATA_TOPIC;
+use streamgauge::controller::decide::{GROUP_METADATA_TOPIC, TRANSACTION_STATE_TOPIC};
 use streamgauge::controller::image::Topic;
 use streamgauge::shard::handle::PartitionHandle;
-use streamgauge_protocol::batch::{BatchIter, BatchRecords};
+use streamgauge_protocol::batch::{BatchHeader, BatchIter, BatchRecords, TransactionMarker};
 use streamgauge_storage::disk::sim::Faults;
 use tokio::runtime::Runtime;
 use uuid::Uuid;
@@ -20,6 +21,7 @@ use crate::network::{Content, Letter, Network, News, Place, broker_id};
 use crate::node::{Node, OFFSETS_PARTITIONS, Trouble};
 use crate::random::Random;
 use crate::topics::{self, Fate, Topics};
+use crate::transfers::{self, Transfers};
 use crate::windows::{self, Order, Orders};
 
 /// When simulated time begins.
@@ -58,6 +60,8 @@ pub struct Tally {
     pub late_commits_refused: u64,
     pub orders: u64,
     pub windows: u64,
+    pub transactions_committed: u64,
+    pub transactions_aborted: u64,
 }
 
 impl Tally {
@@ -71,6 +75,8 @@ impl Tally {
         self.late_commits_refused += other.late_commits_refused;
         self.orders += other.orders;
         self.windows += other.windows;
+        self.transactions_committed += other.transactions_committed;
+        self.transactions_aborted += other.transactions_aborted;
     }
 }
 
@@ -100,6 +106,7 @@ pub struct World {
     topics: Arc<Topics>,
     groups: Arc<Groups>,
     orders: Arc<Orders>,
+    transfers: Arc<Transfers>,
     tally: Tally,
     /// Of all that was sent and when.
     digest: u64,
@@ -138,6 +145,7 @@ impl World {
             topics: Arc::default(),
             groups: Arc::default(),
             orders: Arc::default(),
+            transfers: Arc::default(),
             tally: Tally::default(),
             digest: 0xcbf2_9ce4_8422_2325,
             last_controller: (-1, -1),
@@ -164,6 +172,7 @@ impl World {
             let new = [
                 (groups::TOPIC, groups::PARTITIONS, vec![]),
                 (windows::SOURCE, windows::SOURCE_PARTITIONS, vec![]),
+                (transfers::TOPIC, transfers::PARTITIONS, vec![]),
                 (
                     windows::DERIVED,
                     windows::DERIVED_PARTITIONS,
@@ -200,6 +209,11 @@ impl World {
             }
             let (client, groups) = (self.client(), Arc::clone(&self.groups));
             let task = groups::watch(client, groups, group.to_owned());
+            drop(self.clients.spawn(task));
+        }
+        for number in 1..=transfers::PRODUCERS {
+            let (client, transfers) = (self.client(), Arc::clone(&self.transfers));
+            let task = transfers::transfer(client, transfers, number);
             drop(self.clients.spawn(task));
         }
         for partition in 0..windows::SOURCE_PARTITIONS {
@@ -275,7 +289,10 @@ impl World {
         self.settle();
         self.check_end();
         let (commits, refused, generations) = self.groups.tally();
+        let (committed, aborted) = self.transfers.tally();
         Tally {
+            transactions_committed: committed,
+            transactions_aborted: aborted,
             commits,
             late_commits_refused: refused,
             generations: generations as u64,
@@ -293,6 +310,15 @@ impl World {
             world.damaged().is_none()
         });
         self.check_topics();
+        self.until("all transactions have ended", |world| {
+            (0..transfers::PARTITIONS).all(|index| !world.read_transfers(index).has_open())
+        });
+        let committed: Vec<_> = (0..transfers::PARTITIONS)
+            .map(|index| self.read_transfers(index).committed)
+            .collect();
+        if let Err(violation) = self.transfers.check(&committed) {
+            panic!("{violation}");
+        }
         let mut orders = Vec::new();
         for partition in 0..windows::SOURCE_PARTITIONS {
             for (json, _) in self.read(windows::SOURCE, partition) {
@@ -367,6 +393,8 @@ impl World {
             self.everybody.doubt_controller();
         }
         let watched = (0..OFFSETS_PARTITIONS).map(|index| (GROUP_METADATA_TOPIC, index));
+        let states = 0..transfers::STATE_PARTITIONS;
+        let watched = watched.chain(states.map(|index| (TRANSACTION_STATE_TOPIC, index)));
         let watched =
             watched.chain((0..windows::SOURCE_PARTITIONS).map(|index| (windows::SOURCE, index)));
         for (topic, index) in watched {
@@ -811,6 +839,43 @@ impl World {
 
     /// The values of a partition with their timestamps.
     fn read(&self, topic: &str, index: i32) -> Vec<(String, i64)> {
+        let mut values = Vec::new();
+        for batch in self.batches(topic, index) {
+            let records = BatchRecords::open(&batch, 1 << 20).expect("records");
+            for record in records.iter() {
+                let record = record.expect("a record");
+                let value = record
+                    .value
+                    .map(|value| String::from_utf8_lossy(value).into_owned());
+                values.push((value.unwrap_or_default(), record.timestamp));
+            }
+        }
+        values
+    }
+
+    /// What transactions have left in a partition.
+    fn read_transfers(&self, index: i32) -> transfers::Reader {
+        let mut reader = transfers::Reader::default();
+        for batch in self.batches(transfers::TOPIC, index) {
+            let header = BatchHeader::parse(&batch).expect("a header");
+            if let Some(marker) =
+                TransactionMarker::of_batch(&batch).filter(|_| header.is_control())
+            {
+                reader.marker(header.producer_id, marker.result);
+                continue;
+            }
+            let records = BatchRecords::open(&batch, 1 << 20).expect("records");
+            for record in records.iter() {
+                let value = record.expect("a record").value.unwrap_or_default();
+                let value = transfers::read_value(&String::from_utf8_lossy(value));
+                reader.record(header.producer_id, value.expect("what was produced"));
+            }
+        }
+        reader
+    }
+
+    /// The batches of a partition, as far as they are committed.
+    fn batches(&self, topic: &str, index: i32) -> Vec<Bytes> {
         let id = self
             .brokers()
             .find_map(|broker| Some(broker.topics.by_name(topic)?.topic_id));
@@ -819,7 +884,7 @@ impl World {
         };
         let view = partition.view();
         let (mut offset, end) = (view.log_start_offset(), view.high_watermark());
-        let mut values = Vec::new();
+        let mut batches = Vec::new();
         while offset < end {
             let read = view
                 .reader()
@@ -831,20 +896,13 @@ impl World {
             );
             offset = read.next_offset;
             for slice in read.slices {
-                for batch in BatchIter::new(slice) {
-                    let (_, batch) = batch.expect("a batch");
-                    let records = BatchRecords::open(&batch, 1 << 20).expect("records");
-                    for record in records.iter() {
-                        let record = record.expect("a record");
-                        let value = record
-                            .value
-                            .map(|value| String::from_utf8_lossy(value).into_owned());
-                        values.push((value.unwrap_or_default(), record.timestamp));
-                    }
-                }
+                let read = BatchIter::new(slice).map(|batch| batch.expect("a batch"));
+                // Raft's own are not for readers.
+                let read = read.filter(|(header, _)| !header.is_internal());
+                batches.extend(read.map(|(_, batch)| batch));
             }
         }
-        values
+        batches
     }
 
     fn read_all(&self, topic: &str) -> Vec<(String, i64)> {
