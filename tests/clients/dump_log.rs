@@ -83,16 +83,7 @@ fn kafka_dump_log_reads_our_segments_indexes_offsets_and_snapshots() {
     let snapshot = dump("", &snapshots[snapshots.len() - 1..]);
     assert!(snapshot.contains("producerId:"), "{snapshot}");
 
-    let offsets: Vec<PathBuf> = fs::read_dir(&data_dir)
-        .expect("the data directory can be read")
-        .map(|entry| entry.expect("an entry").path())
-        .filter(|path| {
-            path.file_name()
-                .is_some_and(|name| name.to_string_lossy().starts_with("__consumer_offsets-"))
-        })
-        .flat_map(|directory| files(&directory, "log"))
-        .filter(|log| fs::metadata(log).is_ok_and(|metadata| metadata.len() > 0))
-        .collect();
+    let offsets = logs_of(&data_dir, "__consumer_offsets-");
     assert!(!offsets.is_empty(), "a commit leaves a log of offsets");
     let decoded = dump("--offsets-decoder", &offsets);
     assert!(
@@ -105,7 +96,21 @@ fn kafka_dump_log_reads_our_segments_indexes_offsets_and_snapshots() {
     );
 }
 
-fn dump(arguments: &str, files: &[PathBuf]) -> String {
+/// The logs of all partitions whose directory's name begins so, but for empty ones.
+pub fn logs_of(data_dir: &Path, prefix: &str) -> Vec<PathBuf> {
+    fs::read_dir(data_dir)
+        .expect("the data directory can be read")
+        .map(|entry| entry.expect("an entry").path())
+        .filter(|path| {
+            path.file_name()
+                .is_some_and(|name| name.to_string_lossy().starts_with(prefix))
+        })
+        .flat_map(|directory| files(&directory, "log"))
+        .filter(|log| fs::metadata(log).is_ok_and(|metadata| metadata.len() > 0))
+        .collect()
+}
+
+pub fn dump(arguments: &str, files: &[PathBuf]) -> String {
     assert!(!files.is_empty(), "no files to dump with {arguments}");
     let mut java = java().expect("asked before");
     java.arg("org.apache.kafka.tools.DumpLogSegments")

@@ -1,5 +1,6 @@
 //! Transactions of librdkafka and the Java clients, and what Kafka's tools see of them.
 
+use crate::dump_log::{dump, logs_of};
 use std::process::Command;
 use std::time::Duration;
 
@@ -34,7 +35,7 @@ fn librdkafka_transactions_work() {
 #[test]
 fn java_transactions_and_kafka_transactions_work() {
     let Some(mut program) = java() else { return };
-    let broker = Broker::start_with("transactions-java", &SETTINGS);
+    let mut broker = Broker::start_with("transactions-java", &SETTINGS);
     program
         .arg(clients_dir().join("java/Transactions.java"))
         .arg(broker.bootstrap());
@@ -51,6 +52,37 @@ fn java_transactions_and_kafka_transactions_work() {
     assert!(described.contains("CompleteAbort"), "{described}");
     let hanging = tool(&broker, "find-hanging --broker-id 1");
     assert_eq!(hanging.lines().count(), 1, "{hanging}");
+    let features = features(&broker);
+    assert!(
+        features.contains("Feature: transaction.version")
+            && features.contains("FinalizedVersionLevel: 2"),
+        "{features}"
+    );
+    // What the coordinators have written is Kafka's.
+    broker.stop();
+    let decoded = dump(
+        "--transaction-log-decoder",
+        &logs_of(&broker.data_dir(), "__transaction_state-"),
+    );
+    for wanted in [
+        "\"transactionalId\":\"java-loop\"",
+        "\"transactionStatus\":2",
+        "\"topic\":\"__consumer_offsets\"",
+        "\"clientTransactionVersion\":2",
+    ] {
+        let decoded = decoded.replace("transactional_id", "transactionalId");
+        assert!(decoded.contains(wanted), "{wanted} is not in {decoded}");
+    }
+}
+
+fn features(broker: &Broker) -> String {
+    let mut java = java().expect("asked before");
+    java.arg("org.apache.kafka.tools.FeatureCommand").args([
+        "--bootstrap-server",
+        &broker.bootstrap(),
+        "describe",
+    ]);
+    run(java, TIME_MAX).expect_success("kafka-features describe")
 }
 
 fn tool(broker: &Broker, arguments: &str) -> String {

@@ -13,7 +13,8 @@ use bytes::Bytes;
 
 use super::{Disk, DiskFile};
 
-const SECTOR_BYTES: usize = 512;
+/// What a disk writes whole or not at all.
+pub const SECTOR_BYTES: usize = 512;
 
 /// What the disk shall do wrong.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -79,6 +80,33 @@ impl SimDisk {
                 if let Some(byte) = bytes.get_mut(bit / 8) {
                     *byte ^= 1 << (bit % 8);
                 }
+            }
+        }
+    }
+
+    /// A sector was written to another place, maybe of another file, on the platter and in the cache: its own holds zeros, as if it
+    /// had never been written, and the other's content is lost.
+    pub fn misdirect(&self, from: (&Path, usize), to: (&Path, usize)) {
+        let mut state = self.lock();
+        let inode = |path| state.names.get(path).copied();
+        let (Some(from_inode), Some(to_inode)) = (inode(from.0), inode(to.0)) else {
+            return;
+        };
+        let (from, to) = (from.1 * SECTOR_BYTES, to.1 * SECTOR_BYTES);
+        for of in [
+            |inode: &mut Inode| &mut inode.current,
+            |inode: &mut Inode| &mut inode.durable,
+        ] as [fn(&mut Inode) -> &mut Vec<u8>; 2]
+        {
+            let own = of(&mut state.inodes[from_inode]);
+            let Some(own) = own.get_mut(from..from + SECTOR_BYTES) else {
+                return;
+            };
+            let sector = own.to_vec();
+            own.fill(0);
+            let other = of(&mut state.inodes[to_inode]);
+            if let Some(other) = other.get_mut(to..to + SECTOR_BYTES) {
+                other.copy_from_slice(&sector);
             }
         }
     }

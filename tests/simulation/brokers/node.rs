@@ -21,7 +21,7 @@ use streamgauge::shard::event::{Effect, Event};
 use streamgauge::shard::handle::ShardHandle;
 use streamgauge_storage::StorageError;
 use streamgauge_storage::disk::Disk;
-use streamgauge_storage::disk::sim::SimDisk;
+use streamgauge_storage::disk::sim::{SECTOR_BYTES, SimDisk};
 use streamgauge_storage::log::{Log, SyncTicket};
 use tokio::runtime::Runtime;
 use tokio::sync::watch;
@@ -119,18 +119,39 @@ impl Node {
         wall_ms
     }
 
-    /// Flips a bit of what is known to be synced in a partition's last file, if there is any.
-    pub fn damage(&self, partition: &str, place: u64) -> bool {
+    /// The last file of a partition's log of which something is known to be synced, and how much of it.
+    fn synced(&self, partition: &str) -> Option<(PathBuf, u64)> {
         let directory = Path::new(DIRECTORY).join(partition);
         let synced = Log::recovery_point(&self.disk, &directory);
         let path = directory.join(format!("{:020}.log", synced.base_offset));
         let there = self.disk.list(&directory).unwrap_or_default();
         let is_there = there.iter().any(|name| path.ends_with(name));
-        if synced.position == 0 || !is_there {
+        (synced.position > 0 && is_there).then_some((path, synced.position))
+    }
+
+    /// Flips a bit of what is known to be synced of a partition, if there is any.
+    pub fn flip_bit(&self, partition: &str, place: u64) -> bool {
+        let Some((path, length)) = self.synced(partition) else {
+            return false;
+        };
+        self.disk.flip_bit(&path, (place % (length * 8)) as usize);
+        true
+    }
+
+    /// As if a sector of one partition that is known to be synced had been written to another place of it, or of another's.
+    pub fn misdirect(&self, from: &str, to: &str, places: (u64, u64)) -> bool {
+        let sector = |partition, place: u64| {
+            let (path, length) = self.synced(partition)?;
+            let sectors = length / SECTOR_BYTES as u64;
+            (sectors > 0).then(|| (path, (place % sectors) as usize))
+        };
+        let (Some(from), Some(to)) = (sector(from, places.0), sector(to, places.1)) else {
+            return false;
+        };
+        if from == to {
             return false;
         }
-        self.disk
-            .flip_bit(&path, (place % (synced.position * 8)) as usize);
+        self.disk.misdirect((&from.0, from.1), (&to.0, to.1));
         true
     }
 

@@ -51,7 +51,7 @@ pub fn watch_panics() {
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct Tally {
     pub starts: u64,
-    /// Bits that flipped in logs.
+    /// Bits that flipped in logs, and writes that went elsewhere.
     pub damaged: u64,
     pub controllers: u64,
     pub topics: u64,
@@ -511,18 +511,29 @@ impl World {
         }
     }
 
-    /// A bit flips in what is known to be synced of a log.
+    /// A bit flips in what is known to be synced of a log, or a write went elsewhere.
     fn damage(&mut self, node: usize) {
-        let (topic, partitions) = match self.random.below(3) {
+        let (from, to) = (self.any_partition(), self.any_partition());
+        let (place, other) = (self.random.number(), self.random.number());
+        let is_done = match self.random.one_in(2) {
+            true => self.nodes[node].flip_bit(&from, place),
+            false => self.nodes[node].misdirect(&from, &to, (place, other)),
+        };
+        if is_done {
+            self.tally.damaged += 1;
+        }
+    }
+
+    fn any_partition(&mut self) -> String {
+        let (topic, partitions) = match self.random.below(5) {
             0 => (windows::SOURCE, windows::SOURCE_PARTITIONS),
             1 => (windows::DERIVED, windows::DERIVED_PARTITIONS),
+            2 => (transfers::TOPIC, transfers::PARTITIONS),
+            3 => (TRANSACTION_STATE_TOPIC, transfers::STATE_PARTITIONS),
             _ => (GROUP_METADATA_TOPIC, OFFSETS_PARTITIONS),
         };
         let partition = self.random.below(partitions.unsigned_abs().into());
-        let place = self.random.number();
-        if self.nodes[node].damage(&format!("{topic}-{partition}"), place) {
-            self.tally.damaged += 1;
-        }
+        format!("{topic}-{partition}")
     }
 
     /// Power goes, or only the process dies and the page cache stays.
