@@ -233,13 +233,18 @@ impl Broker {
         self.controller.read(|image| image.broker(broker).cloned())
     }
 
+    /// Whether this broker reaches a majority of those who vote on the metadata. Else it knows neither who leads nor who is there.
+    pub fn reaches_majority(&self) -> bool {
+        let voters = self.voters();
+        let reached = voters.iter().filter(|id| self.cluster.is_alive(**id));
+        reached.count() > voters.len() / 2
+    }
+
     /// The brokers that are there, for clients: they forget those that they are not told of, so what
     /// counts is not whom this broker alone can reach. One without a majority knows neither that nor
     /// who leads, and names all but itself: a client that it keeps may ask nobody else, ever.
     pub fn brokers_alive(&self) -> Vec<BrokerInfo> {
-        let voters = self.voters();
-        let reached = voters.iter().filter(|id| self.cluster.is_alive(**id));
-        let has_majority = reached.count() > voters.len() / 2;
+        let has_majority = self.reaches_majority();
         self.controller.read(|image| {
             image
                 .brokers()

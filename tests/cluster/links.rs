@@ -15,11 +15,13 @@ use streamgauge_protocol::messages::messages::{CreateTopicsRequest, ProduceReque
 use streamgauge_protocol::messages::protocol::StrBytes;
 use streamgauge_tests::cluster::{Cluster, Cut, NODES};
 use streamgauge_tests::process::poll;
+use streamgauge_tests::wire::Wire;
 
 const TOPIC: &str = "linked";
 const TIME_MAX: Duration = Duration::from_secs(30);
 /// Longer than the silence after which a broker closes a link and dials anew.
 const CUT_TIME: Duration = Duration::from_secs(7);
+const FIND_COORDINATOR: i16 = 10;
 const PRODUCE_VERSION: i16 = 9;
 const CREATE_TOPICS_VERSION: i16 = 5;
 /// Shorter than the harness waits for an answer.
@@ -53,6 +55,10 @@ fn all_that_brokers_say_to_each_other_goes_through_the_links() {
         assert_eq!(cluster.bypasses(), [], "broker {cut_off} is cut off");
         thread::sleep(Duration::from_millis(100));
     }
+    assert!(
+        sends_clients_away(&cluster, cut_off),
+        "clients ask whom they are connected to, for ever"
+    );
     let before = carried_by(&cluster, cut_off);
     for id in NODES.into_iter().filter(|id| *id != cut_off) {
         let topic = format!("without-{cut_off}-{id}");
@@ -72,6 +78,17 @@ fn all_that_brokers_say_to_each_other_goes_through_the_links() {
     cluster.wait_until_whole();
     cluster.wait_until_in_sync(TOPIC, TIME_MAX);
     wait_until_all_carry(&cluster, "a cut");
+    assert!(!sends_clients_away(&cluster, cut_off));
+}
+
+/// Whether the broker ends a client's connection once it has said that it knows of no coordinator.
+fn sends_clients_away(cluster: &Cluster, id: i32) -> bool {
+    let mut wire = Wire::connect(cluster.address(id));
+    // Of the group "g".
+    wire.request(FIND_COORDINATOR, 0, b"\0\x01g");
+    assert!(wire.answer().is_some());
+    wire.request(FIND_COORDINATOR, 0, b"\0\x01g");
+    wire.answer().is_none()
 }
 
 /// Waits until every link has carried something more, both ways; nothing goes past them.

@@ -94,8 +94,8 @@ fn a_history_of_transactions_through_cut_links_is_true() {
         "cluster-transactions-java",
         Clients::JavaTransactions,
         &[
+            Fault::RollingRestart,
             Fault::CutOffLeader(Cut::BothWays),
-            Fault::KillLeader,
             Fault::CutOffLeader(Cut::Outbound),
             Fault::KillAll,
             Fault::PauseLeader,

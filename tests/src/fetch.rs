@@ -21,14 +21,20 @@ const JAVA_OPTIONS: [&str; 5] = [
     "-XX:+UseSerialGC",
     "-Xshare:auto",
     "-Xmx512m",
-    "-Dorg.slf4j.simpleLogger.defaultLogLevel=error",
+    "-Dorg.slf4j.simpleLogger.showDateTime=true",
 ];
 
 /// `java` with Apache Kafka's jars on its class path; the main class (or a `.java` file) comes next.
 pub fn java() -> Option<Command> {
     let class_path = kafka_jars()?.join("*");
+    let level = std::env::var("STREAMGAUGE_TEST_JAVA_LOG");
+    let level = level.as_deref().unwrap_or("error");
     let mut command = Command::new("java");
-    command.args(JAVA_OPTIONS).arg("-cp").arg(class_path);
+    command
+        .args(JAVA_OPTIONS)
+        .arg(format!("-Dorg.slf4j.simpleLogger.defaultLogLevel={level}"))
+        .arg("-cp")
+        .arg(class_path);
     Some(command)
 }
 

@@ -6,6 +6,7 @@
 //!
 //! - `STREAMGAUGE_BIN`: a binary to test instead of the one that `cargo build` gives;
 //! - `STREAMGAUGE_TEST_PEER=kafka`: run the same tests against Apache Kafka, to see that a test is right;
+//! - `STREAMGAUGE_TEST_JAVA_LOG`: what Kafka's clients write to their logs: `error` (the default), `info`, `debug`;
 //! - `STREAMGAUGE_TEST_CACHE`: where fetched clients are kept;
 //! - `CLUSTER_SECONDS`: how long the cluster's histories go on with drawn faults; `CLUSTER_SEED` draws them;
 //! - `CLUSTER_FAULTS`: the names of those to draw from, as the output has them, with commas;

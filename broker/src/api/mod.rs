@@ -284,6 +284,18 @@ pub fn encode<S: Encodable + HeaderVersion>(
 }
 
 impl Handling {
+    /// Has the client look elsewhere if it is so once there is an answer: a client asks whom it is connected to, for ever, even if that
+    /// broker has lost all others and knows of no coordinator.
+    fn ending_connection_if(self, is_so: impl FnOnce() -> bool + Send + 'static) -> Self {
+        Self {
+            answer: Box::pin(async move {
+                let mut answer = self.answer.await?;
+                answer.close_after = is_so();
+                Ok(answer)
+            }),
+        }
+    }
+
     fn done(answer: Answer) -> Self {
         Self {
             answer: Box::pin(std::future::ready(Ok(answer))),
@@ -311,7 +323,11 @@ fn dispatch(request: Request) -> Result<Handling, RequestError> {
         ApiKey::OffsetFetch => {
             request.answer(|context, Newer(fetch)| groups::offset_fetch(context, fetch))
         }
-        ApiKey::FindCoordinator => request.answer(groups::find_coordinator),
+        ApiKey::FindCoordinator => {
+            let broker = Arc::clone(&request.context.broker);
+            let handling = request.answer(groups::find_coordinator)?;
+            Ok(handling.ending_connection_if(move || !broker.reaches_majority()))
+        }
         ApiKey::JoinGroup => request.answer(groups::join_group),
         ApiKey::Heartbeat => request.answer(groups::heartbeat),
         ApiKey::LeaveGroup => request.answer(groups::leave_group),

@@ -101,26 +101,26 @@ pub fn settled(image: &Image, topic_id: Uuid, partition: i32, epoch: u64) -> Vec
 
 /// Decides about a replica whose files are damaged. What it promised by vote and acknowledgement it has
 /// forgotten in part, so it must not pass for its former self: the group goes on without it, which takes a majority
-/// that holds all that is committed, and then takes it as a new one. The last replica stays as it is.
+/// that holds all that is committed, and then takes it as a new one. One that was just being taken in is begun anew: it would never
+/// catch up, and the move not end. The last replica stays as it is.
 pub fn replace(image: &Image, topic_id: Uuid, partition: i32, broker: i32) -> Vec<MetadataRecord> {
     let Some(topic) = image.topic_by_id(topic_id) else {
         return Vec::new();
     };
-    let (_, replicas) = topic.target(partition);
-    let others: Vec<i32> = replicas
-        .iter()
-        .copied()
-        .filter(|id| *id != broker)
-        .collect();
-    let is_replica = others.len() < replicas.len();
-    if !is_replica || others.is_empty() || topic.reassignment(partition).is_some() {
+    let (_, wanted) = topic.target(partition);
+    let others: Vec<i32> = wanted.iter().copied().filter(|id| *id != broker).collect();
+    let is_wanted = others.len() < wanted.len();
+    if !is_wanted || others.is_empty() {
         return Vec::new();
     }
+    // What a move that is under way would go on to is still where it ends.
+    let moving = topic.reassignment(partition);
+    let end = moving.and_then(|moving| moving.then.clone());
     vec![MetadataRecord::PartitionReassigning {
         topic_id,
         partition,
         target: others,
-        then: Some(replicas.to_vec()),
+        then: Some(end.unwrap_or_else(|| wanted.to_vec())),
     }]
 }
 
@@ -186,7 +186,15 @@ mod tests {
         let topic = image.topic("t").unwrap();
         assert_eq!(topic.target(0), (2, &[1, 2, 3][..]), "as it was");
         assert_eq!((topic.settled(0), topic.adding(0)), (1, vec![2]));
-        let records = settled(&image, id, 0, 2);
+        // The new one is damaged before it is one of the others.
+        let records = replace(&image, id, 0, 2);
+        apply(&mut image, records);
+        assert_eq!(image.topic("t").unwrap().target(0), (3, &[1, 3][..]));
+        assert_eq!(settled(&image, id, 0, 2), []);
+        let records = settled(&image, id, 0, 3);
+        apply(&mut image, records);
+        assert_eq!(image.topic("t").unwrap().target(0), (4, &[1, 2, 3][..]));
+        let records = settled(&image, id, 0, 4);
         assert_eq!(records.len(), 1);
         apply(&mut image, records);
         assert!(image.topic("t").unwrap().reassignment(0).is_none());
