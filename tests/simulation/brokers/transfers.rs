@@ -197,8 +197,12 @@ struct Producer {
     client: Client,
     number: u32,
     bumps: bool,
+    /// -1 if it has to begin anew.
     id: i64,
+    last_id: i64,
     epoch: i16,
+    /// Id and epoch of the process before, which may still be there and not know that it has been replaced.
+    zombie: Option<(i64, i16)>,
     /// Of each partition, the next.
     sequences: Vec<i32>,
     coordinator: usize,
@@ -211,7 +215,9 @@ pub async fn transfer(client: Client, transfers: Arc<Transfers>, number: u32) {
         number,
         bumps: number % 2 == 1,
         id: -1,
+        last_id: -1,
         epoch: -1,
+        zombie: None,
         sequences: Vec::new(),
         coordinator: 0,
     };
@@ -244,6 +250,7 @@ impl Producer {
 
     /// As another process with the same transactional id.
     async fn begin(&mut self) {
+        self.zombie = (self.epoch >= 0).then_some((self.last_id, self.epoch));
         loop {
             let request = InitProducerIdRequest::default()
                 .with_transactional_id(Some(self.transactional_id()))
@@ -255,6 +262,7 @@ impl Producer {
                 && answer.error_code == 0
             {
                 (self.id, self.epoch) = (answer.producer_id.0, answer.producer_epoch);
+                self.last_id = self.id;
                 self.sequences = vec![0; PARTITIONS as usize];
                 return;
             }
@@ -303,6 +311,9 @@ impl Producer {
                 return Ok(false);
             }
             self.produce(partition, number).await?;
+            if let Some((id, epoch)) = self.zombie.take() {
+                self.commit_as(id, epoch).await;
+            }
         }
         self.commit_offset(number).await?;
         Ok(true)
@@ -446,10 +457,22 @@ impl Producer {
             }
             if let Some(answer) = answer.filter(|_| self.bumps) {
                 (self.id, self.epoch) = (answer.producer_id.0, answer.producer_epoch);
+                self.last_id = self.id;
                 self.sequences = vec![0; PARTITIONS as usize];
             }
             return Ok(());
         }
+    }
+
+    /// A process that has been replaced ends what it takes for its transaction. That it is refused is seen in the end.
+    async fn commit_as(&mut self, id: i64, epoch: i16) {
+        let request = EndTxnRequest::default()
+            .with_transactional_id(self.transactional_id())
+            .with_producer_id(ProducerId(id))
+            .with_producer_epoch(epoch)
+            .with_committed(true);
+        let version = if self.bumps { 5 } else { 3 };
+        let _ = self.client.call(self.coordinator, version, &request).await;
     }
 
     /// The group's offset, when it is stable.
