@@ -34,6 +34,19 @@ pub struct TopicHandle {
     partitions: ArcSwap<Vec<Slot>>,
 }
 
+impl Slot {
+    /// Whether there should be a replica here that takes part, and is not. That of a broker alone can be read, whatever has failed.
+    fn is_closed(&self) -> bool {
+        match self {
+            Self::Offline | Self::Damaged => true,
+            Self::Here(partition) => {
+                partition.view().has_failed() && !partition.view().is_serving()
+            }
+            Self::Elsewhere => false,
+        }
+    }
+}
+
 impl TopicHandle {
     pub fn new(
         name: Arc<str>,
@@ -125,7 +138,7 @@ impl TopicHandle {
         let partitions = self.partitions.load();
         let closed = (0..).zip(partitions.iter());
         closed
-            .filter(|(_, slot)| matches!(slot, Slot::Offline | Slot::Damaged))
+            .filter(|(_, slot)| slot.is_closed())
             .map(|(index, _)| PartitionKey {
                 topic_id: self.topic_id,
                 index,
@@ -135,7 +148,7 @@ impl TopicHandle {
 
     /// Whether the replica here of that partition is not open.
     pub fn is_closed(&self, index: i32) -> bool {
-        matches!(self.slot(index), Some(Slot::Offline | Slot::Damaged))
+        self.slot(index).is_some_and(|slot| slot.is_closed())
     }
 
     /// A replica of that partition has come or gone.

@@ -34,6 +34,7 @@ pub struct PartitionView {
     serving: AtomicBool,
     deleted: AtomicBool,
     damaged: AtomicBool,
+    failed: AtomicBool,
     waiters: Waiters,
 }
 
@@ -51,6 +52,7 @@ impl PartitionView {
             serving: AtomicBool::new(false),
             deleted: AtomicBool::new(false),
             damaged: AtomicBool::new(false),
+            failed: AtomicBool::new(false),
             waiters: Waiters::default(),
         }
     }
@@ -86,6 +88,16 @@ impl PartitionView {
     /// It does not, and takes no more part.
     pub fn publish_damaged(&self) {
         self.damaged.store(true, Ordering::Release);
+    }
+
+    /// Whether the replica takes no more writes until its broker starts again.
+    pub fn has_failed(&self) -> bool {
+        self.failed.load(Ordering::Acquire)
+    }
+
+    /// It does not, as what its files hold is not known.
+    pub fn publish_failed(&self) {
+        self.failed.store(true, Ordering::Release);
     }
 
     /// The broker that leads, as far as this replica knows; -1 if it knows of none.

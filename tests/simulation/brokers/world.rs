@@ -261,12 +261,12 @@ impl World {
             self.around[node].stopped_until = 0;
             let trouble = self.nodes[node].trouble;
             match trouble {
-                // All comes back by itself once the disk can write.
-                Trouble::Writes if self.nodes[node].is_up() => {
+                // All comes back by itself once the disk can write, but for logs that could not be put back as they were.
+                Trouble::Writes if self.nodes[node].is_up() && !self.has_failed(node) => {
                     self.nodes[node].disk.set_faults(Faults::default());
                     self.nodes[node].trouble = Trouble::None;
                 }
-                Trouble::None if self.nodes[node].is_up() => {}
+                Trouble::None if self.nodes[node].is_up() && !self.has_failed(node) => {}
                 _ => self.restart(node, trouble == Trouble::Fatal),
             }
         }
@@ -299,6 +299,15 @@ impl World {
             orders: self.orders.acknowledged_count() as u64,
             ..self.tally.clone()
         }
+    }
+
+    /// Whether a replica of that node takes no more writes before a restart.
+    fn has_failed(&self, node: usize) -> bool {
+        let broker = self.nodes[node].broker();
+        broker.is_some_and(|broker| {
+            let mut partitions = partitions(&broker).into_iter();
+            partitions.any(|partition| partition.view().has_failed())
+        })
     }
 
     fn check_end(&mut self) {

@@ -154,6 +154,7 @@ impl Partition {
             Life::Suspended { .. } | Life::Failed | Life::Moving => self.view.is_serving(),
         };
         self.life = Life::Failed;
+        self.view.publish_failed();
         self.leads = false;
         self.has_ended |= !alone;
         self.incarnation += 1;
