@@ -116,7 +116,7 @@ impl Transfers {
             }
         }
         for (producer, offset) in &history.offsets {
-            let last = there.iter().filter(|(by, _)| by == producer).next_back();
+            let last = there.iter().rfind(|(by, _)| by == producer);
             let expected = last.map_or(-1, |(_, number)| *number);
             if *offset != expected {
                 return Err(format!(
