@@ -22,6 +22,9 @@ READ_SECONDS_MAX = 60
 COPY_VALUES_MAX = 200
 ABORT_EVERY = 4
 GROUP = "copies"
+# When all brokers are down librdkafka 2.16 forgets them and begins with its bootstrap addresses again, but asks the coordinator of a
+# group that it remembers as one of the forgotten: send_offsets_to_transaction then waits for ever, whatever its timeout.
+STAYING = {"metadata.recovery.strategy": "none"}
 
 bootstrap, topic = sys.argv[1], sys.argv[2]
 partitions, producers, consumers = (int(word) for word in sys.argv[3:6])
@@ -53,6 +56,7 @@ def begun(transactional_id):
         "bootstrap.servers": bootstrap,
         "client.id": transactional_id,
         "transactional.id": transactional_id,
+        **STAYING,
         "linger.ms": 2,
         "log_level": 7,
         "debug": "eos",
@@ -109,6 +113,7 @@ def reader(group, **settings):
         "enable.auto.commit": False,
         "auto.offset.reset": "earliest",
         "isolation.level": "read_committed",
+        **STAYING,
         "log_level": 2,
         **settings,
     })

@@ -104,7 +104,6 @@ def read(name):
             say("assign", name, begin.partition, begin.offset)
         consumer.assign(begins)
 
-    consumer.subscribe([topic], on_assign=assigned)
     unsaid = {}
 
     def commit():
@@ -123,6 +122,13 @@ def read(name):
             say("note", "commit of", name, error)
         unsaid.clear()
 
+    # What is another's afterwards must not be committed any more: brokers take any member's word for any partition.
+    consumer.subscribe(
+        [topic],
+        on_assign=assigned,
+        on_revoke=lambda consumer, taken: commit(),
+        on_lost=lambda consumer, taken: unsaid.clear(),
+    )
     read = 0
     while not reading_ends.is_set():
         message = consumer.poll(0.2)
