@@ -19,10 +19,12 @@ use crate::transaction::state::EPOCH_BUMP_VERSION;
 use streamgauge_protocol::messages::protocol::StrBytes;
 
 const UNSUPPORTED_VERSION_ANSWER: i16 = 0;
+/// First version whose clients know features that begin at level 0.
+const LEVEL_0_VERSION: i16 = 4;
 const TRANSACTION_VERSION: &str = "transaction.version";
 
 pub async fn handle(context: Context, request: ApiVersionsRequest) -> ApiVersionsResponse {
-    let mut response = supported();
+    let mut response = supported(context.version);
     // As the epoch counts how far the metadata is.
     response.finalized_features_epoch = context.broker.controller.applied_offset();
     if context.version >= 3 && !is_valid_software(&request) {
@@ -34,7 +36,7 @@ pub async fn handle(context: Context, request: ApiVersionsRequest) -> ApiVersion
 
 /// The answer to a version that is not served.
 pub fn unsupported_version(correlation_id: i32) -> Result<Answer, RequestError> {
-    let mut response = supported();
+    let mut response = supported(UNSUPPORTED_VERSION_ANSWER);
     response.error_code = ErrorCode::UnsupportedVersion.code();
     encode(
         "ApiVersions",
@@ -44,7 +46,7 @@ pub fn unsupported_version(correlation_id: i32) -> Result<Answer, RequestError> 
     )
 }
 
-fn supported() -> ApiVersionsResponse {
+fn supported(version: i16) -> ApiVersionsResponse {
     let api_keys = APIS
         .iter()
         .map(|api| {
@@ -55,17 +57,21 @@ fn supported() -> ApiVersionsResponse {
         })
         .collect();
     let feature = StrBytes::from_static_str(TRANSACTION_VERSION);
-    let supported = SupportedFeatureKey::default()
-        .with_name(feature.clone())
-        .with_min_version(0)
-        .with_max_version(EPOCH_BUMP_VERSION);
+    // Older clients fail, whatever they want of us, on a feature that begins at level 0 (KAFKA-17492).
+    let tells_level_0 = version >= LEVEL_0_VERSION;
+    let supported = tells_level_0.then(|| {
+        SupportedFeatureKey::default()
+            .with_name(feature.clone())
+            .with_min_version(0)
+            .with_max_version(EPOCH_BUMP_VERSION)
+    });
     let finalized = FinalizedFeatureKey::default()
         .with_name(feature)
         .with_min_version_level(EPOCH_BUMP_VERSION)
         .with_max_version_level(EPOCH_BUMP_VERSION);
     ApiVersionsResponse::default()
         .with_api_keys(api_keys)
-        .with_supported_features(vec![supported])
+        .with_supported_features(supported.into_iter().collect())
         .with_finalized_features_epoch(-1)
         .with_finalized_features(vec![finalized])
 }
@@ -86,4 +92,22 @@ fn is_valid_software(request: &ApiVersionsRequest) -> bool {
                 .iter()
                 .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.'))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn older_clients_are_not_told_of_features_that_begin_at_level_0() {
+        for version in 0..=4 {
+            let told = supported(version);
+            assert_eq!(told.supported_features.len(), usize::from(version == 4));
+            assert_eq!(
+                told.finalized_features.len(),
+                1,
+                "what is on is told in all"
+            );
+        }
+    }
 }
