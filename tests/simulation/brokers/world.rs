@@ -20,6 +20,7 @@ use crate::host;
 use crate::network::{Content, Letter, Network, News, Place, broker_id};
 use crate::node::{Node, OFFSETS_PARTITIONS, Trouble};
 use crate::random::Random;
+use crate::tally::Tally;
 use crate::topics::{self, Fate, Topics};
 use crate::transfers::{self, Transfers};
 use crate::windows::{self, Order, Orders};
@@ -45,39 +46,6 @@ pub fn watch_panics() {
         PANICS.with_borrow_mut(|panics| panics.push(panic.to_string()));
         default(panic);
     }));
-}
-
-/// What happened in a run.
-#[derive(Debug, Default, Clone, PartialEq, Eq)]
-pub struct Tally {
-    pub starts: u64,
-    /// Bits that flipped in logs, and writes that went elsewhere.
-    pub damaged: u64,
-    pub controllers: u64,
-    pub topics: u64,
-    pub generations: u64,
-    pub commits: u64,
-    pub late_commits_refused: u64,
-    pub orders: u64,
-    pub windows: u64,
-    pub transactions_committed: u64,
-    pub transactions_aborted: u64,
-}
-
-impl Tally {
-    pub fn add(&mut self, other: &Tally) {
-        self.starts += other.starts;
-        self.damaged += other.damaged;
-        self.controllers += other.controllers;
-        self.topics += other.topics;
-        self.generations += other.generations;
-        self.commits += other.commits;
-        self.late_commits_refused += other.late_commits_refused;
-        self.orders += other.orders;
-        self.windows += other.windows;
-        self.transactions_committed += other.transactions_committed;
-        self.transactions_aborted += other.transactions_aborted;
-    }
 }
 
 /// What surrounds one node.
