@@ -26,7 +26,23 @@ const JAVA_OPTIONS: [&str; 5] = [
 
 /// `java` with Apache Kafka's jars on its class path; the main class (or a `.java` file) comes next.
 pub fn java() -> Option<Command> {
-    let class_path = kafka_jars()?.join("*");
+    Some(java_with(&kafka_jars()?))
+}
+
+/// `java` with the clients of an earlier version of Apache Kafka on its class path.
+pub fn java_of(version: &str) -> Option<Command> {
+    let pom = clients_dir().join("java/earlier/pom.xml");
+    let version_setting = format!("-Dkafka.version={version}");
+    let jars = maven(
+        &format!("kafka-clients-{version}"),
+        &pom,
+        &[&version_setting],
+    )?;
+    Some(java_with(&jars))
+}
+
+fn java_with(jars: &Path) -> Command {
+    let class_path = jars.join("*");
     let level = std::env::var("STREAMGAUGE_TEST_JAVA_LOG");
     let level = level.as_deref().unwrap_or("error");
     let mut command = Command::new("java");
@@ -35,23 +51,28 @@ pub fn java() -> Option<Command> {
         .arg(format!("-Dorg.slf4j.simpleLogger.defaultLogLevel={level}"))
         .arg("-cp")
         .arg(class_path);
-    Some(command)
+    command
 }
 
 /// The directory with Apache Kafka's jars: broker, clients and tools.
 pub fn kafka_jars() -> Option<PathBuf> {
+    maven("kafka", &clients_dir().join("java/pom.xml"), &[])
+}
+
+/// The directory with the jars that a list names.
+fn maven(name: &str, pom: &Path, settings: &[&str]) -> Option<PathBuf> {
     if !on_path("java") || !on_path("mvn") {
         return missing(
             "Java 17 and Maven",
             "Apache Kafka's own clients, tools and broker",
         );
     }
-    let pom = clients_dir().join("java/pom.xml");
-    Some(cached("kafka", &pom, |into| {
+    Some(cached(name, pom, |into| {
         let mut maven = Command::new("mvn");
         maven
             .args(["-q", "-B", "-f"])
-            .arg(&pom)
+            .arg(pom)
+            .args(settings)
             .arg("dependency:copy-dependencies");
         maven.arg(format!("-DoutputDirectory={}", into.display()));
         run(maven, FETCH_TIME_MAX).expect_success("fetching Apache Kafka with Maven");
