@@ -869,6 +869,7 @@ impl World {
             acks,
             origin,
             guard,
+            leader_epoch: None,
             wait_ms_max: i64::MAX,
             reply,
         };

@@ -3,6 +3,8 @@
 //! Clients name one transaction; from version 4 on other brokers name several. Brokers of this cluster have a way of their own
 //! (`transaction::verify`).
 
+use std::collections::HashMap;
+
 use futures_util::future::join_all;
 use streamgauge_protocol::error::{ErrorCode, code_of};
 
@@ -78,12 +80,7 @@ async fn one(
         let errors = ask(context, &transaction).await;
         results_of(topics, |topic, index| {
             let error = match &errors {
-                Ok(errors) => errors
-                    .iter()
-                    .find(|((name, partition), _)| {
-                        name.as_str() == topic.name.as_str() && *partition == index
-                    })
-                    .and_then(|(_, error)| *error),
+                Ok(errors) => errors.get(&(topic.name.to_string(), index)).copied(),
                 Err(error) => Some(*error),
             };
             match error {
@@ -99,11 +96,11 @@ async fn one(
         .with_topic_results(results)
 }
 
-/// What is wrong with each partition, or with the transaction.
+/// What is wrong with some of the partitions, or with the transaction.
 async fn ask(
     context: &Context,
     transaction: &AddPartitionsToTxnTransaction,
-) -> Result<Vec<(TopicPartition, Option<ErrorCode>)>, ErrorCode> {
+) -> Result<HashMap<TopicPartition, ErrorCode>, ErrorCode> {
     let producer = Producer {
         id: transaction.producer_id.0,
         epoch: transaction.producer_epoch,
@@ -119,7 +116,9 @@ async fn ask(
     let coordinator = &context.broker.transactions;
     let id = &transaction.transactional_id;
     if transaction.verify_only {
-        return coordinator.verify(id, producer, partitions).await;
+        let verified = coordinator.verify(id, producer, partitions).await?;
+        let wrong = verified.into_iter();
+        return Ok(wrong.filter_map(|(at, error)| Some((at, error?))).collect());
     }
     let client_version = match context.version >= BUMP_VERSION {
         true => EPOCH_BUMP_VERSION,
@@ -128,7 +127,7 @@ async fn ask(
     coordinator
         .add_partitions(id, producer, partitions, client_version)
         .await?;
-    Ok(Vec::new())
+    Ok(HashMap::new())
 }
 
 fn results_of(

@@ -10,7 +10,8 @@ use super::kafka::{
 };
 use crate::clock;
 use crate::group::coordinator::text;
-use crate::transaction::state::{State, Transaction};
+use crate::transaction::coordinator::Listed;
+use crate::transaction::state::State;
 
 /// States that Kafka knows and that are never seen: a filter by them finds nothing, and is no mistake.
 const UNSEEN_STATES: [&str; 2] = ["Dead", "PrepareEpochFence"];
@@ -39,13 +40,14 @@ pub async fn handle(
     let now_ms = clock::now_ms();
     let listed = all
         .into_iter()
-        .filter(|(id, transaction)| {
+        .filter(|transaction| {
+            let id = &transaction.transactional_id;
             is_wanted(transaction, &request, now_ms)
                 && pattern.as_ref().is_none_or(|pattern| pattern.is_match(id))
         })
-        .map(|(id, transaction)| {
+        .map(|transaction| {
             TransactionState::default()
-                .with_transactional_id(TransactionalId(text(&id)))
+                .with_transactional_id(TransactionalId(text(&transaction.transactional_id)))
                 .with_producer_id(ProducerId(transaction.producer_id))
                 .with_transaction_state(text(transaction.state.name()))
         });
@@ -62,7 +64,7 @@ fn pattern(request: &ListTransactionsRequest) -> Result<Option<Regex>, regex::Er
     whole.transpose()
 }
 
-fn is_wanted(transaction: &Transaction, request: &ListTransactionsRequest, now_ms: i64) -> bool {
+fn is_wanted(transaction: &Listed, request: &ListTransactionsRequest, now_ms: i64) -> bool {
     let (producers, states) = (&request.producer_id_filters, &request.state_filters);
     let is_producer = |id: &ProducerId| id.0 == transaction.producer_id;
     let open_ms = now_ms.saturating_sub(transaction.start_timestamp_ms);
@@ -80,10 +82,11 @@ mod tests {
 
     #[test]
     fn filters_choose_as_in_kafka() {
-        let transaction = Transaction {
+        let transaction = Listed {
+            transactional_id: "t".into(),
+            producer_id: 7,
             state: State::Ongoing,
             start_timestamp_ms: 100,
-            ..Transaction::new(7, 0)
         };
         let all = ListTransactionsRequest::default().with_duration_filter(-1);
         let wanted = |request: ListTransactionsRequest| is_wanted(&transaction, &request, 200);

@@ -3,7 +3,9 @@
 use std::collections::{HashMap, HashSet};
 
 use streamgauge_protocol::error::ErrorCode;
-use streamgauge_storage::producer_state::{Verification, VerificationGuard};
+use streamgauge_storage::producer_state::{
+    AppendOrigin, ProducerBatch, Verification, VerificationGuard,
+};
 
 use super::Context;
 use super::kafka::txn_offset_commit_request::TxnOffsetCommitRequestTopic;
@@ -128,18 +130,22 @@ async fn verified(
         base_sequence: NO_SEQUENCE,
         supports_epoch_bump: adds,
     };
-    let Some(guard) = partition.begin_verification(wanted).await else {
-        return Ok(None);
-    };
-    let id = &request.transactional_id;
-    verify(broker, id, producer, GROUP_METADATA_TOPIC, index, adds).await?;
-    Ok(Some(guard))
+    let guard = partition.begin_verification(wanted).await;
+    if guard.is_some() {
+        let id = &request.transactional_id;
+        verify(broker, id, producer, GROUP_METADATA_TOPIC, index, adds).await?;
+    }
+    let batch = ProducerBatch::unsequenced(producer.id, producer.epoch);
+    let judged = partition.judge(batch, AppendOrigin::Coordinator, guard);
+    judged.await.map_err(|error| error.code())?;
+    Ok(guard)
 }
 
 /// In terms that the client's version retries rightly (`CoordinatorOperationExceptionHelper`).
 fn told(code: ErrorCode, version: i16) -> ErrorCode {
     let code = match code {
         ErrorCode::NetworkException => ErrorCode::CoordinatorLoadInProgress,
+        ErrorCode::NotLeaderOrFollower | ErrorCode::KafkaStorageError => ErrorCode::NotCoordinator,
         ErrorCode::TransactionAbortable if version < ABORTABLE_VERSION => {
             ErrorCode::InvalidTxnState
         }
@@ -186,12 +192,13 @@ mod tests {
     fn older_clients_are_told_in_their_terms() {
         use ErrorCode::{
             CoordinatorLoadInProgress, CoordinatorNotAvailable, InvalidTxnState, NetworkException,
-            NotCoordinator, TransactionAbortable,
+            NotCoordinator, NotLeaderOrFollower, TransactionAbortable,
         };
         assert_eq!(told(NetworkException, 5), CoordinatorLoadInProgress);
         assert_eq!(told(NetworkException, 1), CoordinatorNotAvailable);
         assert_eq!(told(TransactionAbortable, 3), InvalidTxnState);
         assert_eq!(told(TransactionAbortable, 4), TransactionAbortable);
         assert_eq!(told(NotCoordinator, 0), NotCoordinator);
+        assert_eq!(told(NotLeaderOrFollower, 5), NotCoordinator);
     }
 }

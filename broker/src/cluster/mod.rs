@@ -15,7 +15,7 @@ pub mod throttle;
 use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Buf, Bytes};
 use futures_util::future::BoxFuture;
 use tokio::sync::{Notify, watch};
 
@@ -28,6 +28,7 @@ use crate::replication::hibernation::Mark;
 use crate::replication::throttle::ReplicationQuotas;
 use crate::shard::view::PartitionKey;
 use leaders::{Leaders, Leadership};
+use streamgauge_protocol::error::{ErrorCode, NO_ERROR};
 
 /// How often it is looked for changes of leadership to tell.
 const ANNOUNCE_INTERVAL: Duration = Duration::from_millis(100);
@@ -193,6 +194,27 @@ impl Cluster {
         let relayed = relay::request(broker, time_max, &request.encode());
         let answer = peers.request(by, relayed, time_max).await?;
         relay::answer(answer).ok_or(PeerError::Failed { peer: broker })
+    }
+
+    /// As [`Self::ask`], of what is answered by a code of Kafka alone. NETWORK_EXCEPTION: nobody knows whether it was done.
+    pub async fn ask_code(
+        &self,
+        broker: i32,
+        request: &ClusterRequest,
+        time_max: Duration,
+    ) -> Result<(), ErrorCode> {
+        let answer = self.ask(broker, request, time_max).await;
+        let mut answer = answer.map_err(|error| {
+            tracing::debug!(broker, %error, "another broker was not reached");
+            ErrorCode::NetworkException
+        })?;
+        match answer.try_get_i16() {
+            Ok(NO_ERROR) => Ok(()),
+            Ok(code) => {
+                Err(ErrorCode::try_from_code(code).unwrap_or(ErrorCode::UnknownServerError))
+            }
+            Err(_) => Err(ErrorCode::UnknownServerError),
+        }
     }
 
     /// Passes on what another broker asks of a third.

@@ -5,6 +5,7 @@ use super::machine::Machine;
 use super::runtime::{self, Clock, EffectSink, Envelope, RuntimeSettings};
 use kafka_protocol::error::ResponseError;
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicI32, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use tokio::sync::{mpsc, oneshot};
 
@@ -16,16 +17,37 @@ pub struct Coordinators<M: Machine> {
     settings: RuntimeSettings,
     clock: Clock,
     partitions: RwLock<HashMap<i32, Mailbox<M>>>,
+    /// Of the topic; ids are spread over so many.
+    partition_count: AtomicI32,
 }
 
 impl<M: Machine> Coordinators<M> {
-    /// Leads no partition yet.
-    pub fn new(settings: RuntimeSettings, clock: Clock) -> Self {
+    /// Leads no partition yet. The topic will be made with so many partitions, unless it is there.
+    pub fn new(settings: RuntimeSettings, clock: Clock, partition_count: i32) -> Self {
         Self {
+            partition_count: AtomicI32::new(partition_count),
             settings,
             clock,
             partitions: RwLock::default(),
         }
+    }
+
+    /// The topic has so many partitions, whatever the settings say by now: an id must not move while its topic lives.
+    pub fn set_partition_count(&self, count: i32) {
+        let before = self.partition_count.swap(count, Ordering::Relaxed);
+        if before != count {
+            tracing::warn!(
+                topic = count,
+                settings = before,
+                "the topic of the {}s has another number of partitions than the settings say; the topic's counts",
+                M::NAME
+            );
+        }
+    }
+
+    /// The partition that an id belongs to.
+    pub fn partition_for(&self, id: &str) -> i32 {
+        partition_for(id, self.partition_count.load(Ordering::Relaxed))
     }
 
     /// The broker leads this partition from now on: starts its task, which loads the log first.
@@ -70,6 +92,11 @@ impl<M: Machine> Coordinators<M> {
             .values()
             .cloned()
             .collect()
+    }
+
+    /// Asks the coordinator of an id.
+    pub async fn ask_for(&self, id: &str, request: M::Request) -> Result<M::Reply, ResponseError> {
+        self.ask(self.partition_for(id), request).await
     }
 
     /// Asks the coordinator of a partition; NOT_COORDINATOR if that is elsewhere.

@@ -44,18 +44,25 @@ impl Broker {
     /// Takes up the work of the coordinators whose partitions are led here, and lays it down where
     /// they are no longer.
     pub fn follow_coordinators(&self) {
+        let count = |topic| Some(self.topics.by_name(topic)?.partition_count());
+        if let Some(count) = count(GROUP_METADATA_TOPIC) {
+            self.groups.set_partition_count(count);
+        }
+        if let Some(count) = count(TRANSACTION_STATE_TOPIC) {
+            self.transactions.set_partition_count(count);
+        }
         self.coordinating.groups.follow(
-            self.partitions_here(GROUP_METADATA_TOPIC),
-            |index, _, partition| {
-                let log = Arc::new(PartitionLog::new(partition));
+            || self.partitions_here(GROUP_METADATA_TOPIC),
+            |index, epoch, partition| {
+                let log = Arc::new(PartitionLog::new(partition, epoch));
                 self.groups.become_leader(index, log);
             },
             |index| self.groups.resign(index),
         );
         self.coordinating.transactions.follow(
-            self.partitions_here(TRANSACTION_STATE_TOPIC),
+            || self.partitions_here(TRANSACTION_STATE_TOPIC),
             |index, epoch, partition| {
-                let log = Arc::new(PartitionLog::new(partition));
+                let log = Arc::new(PartitionLog::new(partition, epoch));
                 self.transactions.become_leader(index, epoch, log);
             },
             |index| self.transactions.resign(index),
@@ -64,7 +71,7 @@ impl Broker {
 
     fn partitions_here(&self, topic: &str) -> Vec<PartitionHandle> {
         let topic = self.topics.by_name(topic);
-        topic.map_or_else(Vec::new, |topic| topic.handles().into_iter().collect())
+        topic.map_or_else(Vec::new, |topic| topic.handles())
     }
 
     /// Lays down the work of all coordinators here: members that wait are told to look elsewhere.

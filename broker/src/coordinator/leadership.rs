@@ -10,16 +10,17 @@ pub struct Taken(Mutex<HashMap<i32, i32>>);
 
 impl Taken {
     /// Takes up the work of partitions that are led here, and lays it down where they are no longer. One that was lost and won
-    /// again meanwhile is begun anew.
+    /// again meanwhile is begun anew. `partitions` lists those that have a replica here; it is asked when nobody else follows, since an
+    /// older list would have what others took up laid down again.
     pub fn follow(
         &self,
-        partitions: impl IntoIterator<Item = PartitionHandle>,
+        partitions: impl FnOnce() -> Vec<PartitionHandle>,
         mut take_up: impl FnMut(i32, i32, PartitionHandle),
         mut lay_down: impl FnMut(i32),
     ) {
         let mut taken = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let mut here = HashSet::new();
-        for partition in partitions {
+        for partition in partitions() {
             let view = partition.view();
             let index = view.key().index;
             here.insert(index);

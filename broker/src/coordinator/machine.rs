@@ -2,7 +2,7 @@
 
 use super::wire::WireError;
 use bytes::Bytes;
-use streamgauge_protocol::batch::TransactionResult;
+use streamgauge_protocol::batch::{TransactionMarker, TransactionResult};
 use streamgauge_storage::producer_state::VerificationGuard;
 
 /// Names a waiting caller within one partition's coordinator.
@@ -86,6 +86,16 @@ pub struct EndMarker {
     pub result: TransactionResult,
     /// See [`crate::transaction::markers::Marker`].
     pub transaction_version: i8,
+}
+
+impl EndMarker {
+    /// What stands in the control batch.
+    pub fn content(&self) -> TransactionMarker {
+        TransactionMarker {
+            result: self.result,
+            coordinator_epoch: self.coordinator_epoch,
+        }
+    }
 }
 
 impl<Record, Reply, Effect> Default for Decision<Record, Reply, Effect> {

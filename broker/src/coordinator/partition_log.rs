@@ -4,15 +4,14 @@ use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 use futures_util::future::BoxFuture;
-use streamgauge_protocol::batch::TransactionMarker;
 use streamgauge_protocol::error::ErrorCode;
 use streamgauge_storage::log::ReadError;
-use streamgauge_storage::producer_state::VerificationGuard;
+use streamgauge_storage::producer_state::{AppendOrigin, VerificationGuard};
 
 use super::log::{CommittedBatches, CoordinatorLog};
 use super::machine::EndMarker;
 use crate::api::fetch;
-use crate::shard::event::{Acks, AppendError};
+use crate::shard::event::AppendError;
 use crate::shard::handle::{PartitionHandle, PendingAppend};
 
 /// Bytes read at once when a coordinator loads.
@@ -21,11 +20,29 @@ const READ_BYTES_MAX: usize = 1024 * 1024;
 /// A partition of an internal topic.
 pub struct PartitionLog {
     partition: PartitionHandle,
+    /// In which the coordinator has taken it up; it writes and reads in no other.
+    leader_epoch: i32,
 }
 
 impl PartitionLog {
-    pub fn new(partition: PartitionHandle) -> Self {
-        Self { partition }
+    pub fn new(partition: PartitionHandle, leader_epoch: i32) -> Self {
+        Self {
+            partition,
+            leader_epoch,
+        }
+    }
+
+    fn append_as(
+        &self,
+        batch: Bytes,
+        origin: AppendOrigin,
+        guard: Option<VerificationGuard>,
+    ) -> BoxFuture<'static, Result<i64, ErrorCode>> {
+        let epoch = self.leader_epoch;
+        let pending = self
+            .partition
+            .append_as_coordinator(batch, origin, guard, epoch);
+        Box::pin(appended(pending))
     }
 }
 
@@ -49,7 +66,7 @@ async fn appended(pending: PendingAppend) -> Result<i64, ErrorCode> {
 
 impl CoordinatorLog for PartitionLog {
     fn append(&self, batch: Bytes) -> BoxFuture<'static, Result<i64, ErrorCode>> {
-        Box::pin(appended(self.partition.append(batch, Acks::All)))
+        self.append_as(batch, AppendOrigin::Client, None)
     }
 
     fn append_transactional(
@@ -57,7 +74,7 @@ impl CoordinatorLog for PartitionLog {
         batch: Bytes,
         guard: Option<VerificationGuard>,
     ) -> BoxFuture<'static, Result<i64, ErrorCode>> {
-        Box::pin(appended(self.partition.append_as_coordinator(batch, guard)))
+        self.append_as(batch, AppendOrigin::Coordinator, guard)
     }
 
     fn append_marker(
@@ -65,25 +82,22 @@ impl CoordinatorLog for PartitionLog {
         marker: EndMarker,
         now_ms: i64,
     ) -> BoxFuture<'static, Result<i64, ErrorCode>> {
-        let content = TransactionMarker {
-            result: marker.result,
-            coordinator_epoch: marker.coordinator_epoch,
-        };
-        let Ok(batch) = content.to_batch(marker.producer_id, marker.producer_epoch, now_ms) else {
+        let batch = marker
+            .content()
+            .to_batch(marker.producer_id, marker.producer_epoch, now_ms);
+        let Ok(batch) = batch else {
             return Box::pin(std::future::ready(Err(ErrorCode::UnknownServerError)));
         };
-        let version = marker.transaction_version;
-        Box::pin(appended(self.partition.append_marker(
-            batch,
-            version,
-            i64::MAX,
-        )))
+        let origin = AppendOrigin::Marker {
+            transaction_version: marker.transaction_version,
+        };
+        self.append_as(batch, origin, None)
     }
 
     fn read_from(&self, offset: i64) -> BoxFuture<'static, Result<CommittedBatches, ErrorCode>> {
-        let view = Arc::clone(self.partition.view());
+        let (view, epoch) = (Arc::clone(self.partition.view()), self.leader_epoch);
         Box::pin(async move {
-            if !view.is_serving() {
+            if !view.is_serving() || view.leader_epoch() != epoch {
                 return Err(ErrorCode::NotCoordinator);
             }
             let high_watermark = view.high_watermark();

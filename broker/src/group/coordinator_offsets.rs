@@ -24,8 +24,42 @@ use kafka_protocol::messages::{
     TopicName, TxnOffsetCommitRequest, TxnOffsetCommitResponse,
 };
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use streamgauge_protocol::error::code_of;
 use streamgauge_storage::producer_state::VerificationGuard;
 use uuid::Uuid;
+
+/// What the records of one commit may take, as they are one batch: the default of `max.message.bytes`, which in Kafka is the bound.
+const COMMIT_BYTES_MAX: usize = 1024 * 1024;
+/// What a record takes besides its texts, at most.
+const COMMIT_OVERHEAD_BYTES: usize = 80;
+
+/// Refuses a commit that is too large before anything is made of it: a group's name stands in every record, so that a small request can
+/// ask for very much.
+fn check_size<'a>(
+    group_id: &str,
+    offsets: impl Iterator<Item = (&'a str, Option<&'a str>)>,
+) -> Result<(), ResponseError> {
+    let sizes = offsets.map(|(topic, metadata)| {
+        COMMIT_OVERHEAD_BYTES + group_id.len() + topic.len() + metadata.map_or(0, str::len)
+    });
+    match sizes.sum::<usize>() <= COMMIT_BYTES_MAX {
+        true => Ok(()),
+        false => Err(ResponseError::InvalidCommitOffsetSize),
+    }
+}
+
+/// An offset as a client commits it.
+struct Committed<'a> {
+    group_id: &'a str,
+    topic: &'a str,
+    topic_id: Uuid,
+    partition: i32,
+    offset: i64,
+    leader_epoch: i32,
+    metadata: Option<&'a str>,
+    timestamp_ms: i64,
+    expire_timestamp_ms: Option<i64>,
+}
 
 impl PartitionCoordinator {
     pub(super) fn commit_offsets(
@@ -49,7 +83,14 @@ impl PartitionCoordinator {
             _ if api_version >= 9 => Err(ResponseError::GroupIdNotFound),
             _ => Err(ResponseError::IllegalGeneration),
         };
-        let checked = checked.unwrap_or(unknown);
+        let offsets = request.topics.iter().flat_map(|topic| {
+            let partitions = topic.partitions.iter();
+            partitions
+                .map(|partition| (topic.name.as_str(), partition.committed_metadata.as_deref()))
+        });
+        let checked = checked
+            .unwrap_or(unknown)
+            .and_then(|()| check_size(&group_id, offsets));
         let expire_timestamp_ms = Some(request.retention_time_ms)
             .filter(|ms| *ms >= 0)
             .map(|ms| now_ms.saturating_add(ms));
@@ -59,39 +100,26 @@ impl PartitionCoordinator {
                 .with_name(topic.name.clone())
                 .with_topic_id(topic.topic_id);
             for partition in &topic.partitions {
-                let metadata = partition.committed_metadata.as_deref().unwrap_or_default();
-                let too_large = metadata.encode_utf16().count() > self.config.offset_metadata_max;
-                let error = match checked {
-                    Err(error) => error.code(),
-                    Ok(()) if too_large => ResponseError::OffsetMetadataTooLarge.code(),
-                    Ok(()) => 0,
-                };
                 let index = partition.partition_index;
+                let committed = checked.and_then(|()| {
+                    self.offset_commit(Committed {
+                        group_id: &group_id,
+                        topic: &topic.name,
+                        topic_id: topic.topic_id,
+                        partition: index,
+                        offset: partition.committed_offset,
+                        leader_epoch: partition.committed_leader_epoch,
+                        metadata: partition.committed_metadata.as_deref(),
+                        timestamp_ms: now_ms,
+                        expire_timestamp_ms,
+                    })
+                });
                 answer.partitions.push(
                     OffsetCommitResponsePartition::default()
                         .with_partition_index(index)
-                        .with_error_code(error),
+                        .with_error_code(code_of(committed.as_ref().err().copied())),
                 );
-                if error != 0 {
-                    continue;
-                }
-                let key = OffsetCommitKey {
-                    group_id: group_id.clone(),
-                    topic: topic.name.to_string(),
-                    partition: index,
-                };
-                let value = OffsetCommitValue {
-                    offset: partition.committed_offset,
-                    leader_epoch: partition.committed_leader_epoch,
-                    metadata: metadata.to_owned(),
-                    commit_timestamp_ms: now_ms,
-                    expire_timestamp_ms,
-                    topic_id: topic.topic_id,
-                };
-                decision.records.push(CoordinatorRecord::OffsetCommit {
-                    key,
-                    value: Some(value),
-                });
+                decision.records.extend(committed);
             }
             response.topics.push(answer);
         }
@@ -123,6 +151,12 @@ impl PartitionCoordinator {
             None if generation < 0 => Ok(()),
             None => Err(ResponseError::IllegalGeneration),
         };
+        let offsets = request.topics.iter().flat_map(|topic| {
+            let partitions = topic.partitions.iter();
+            partitions
+                .map(|partition| (topic.name.as_str(), partition.committed_metadata.as_deref()))
+        });
+        let checked = checked.and_then(|()| check_size(group_id, offsets));
         let producer_id = request.producer_id.0;
         let mut decision = Decision {
             append: AppendAs::Transactional {
@@ -140,39 +174,26 @@ impl PartitionCoordinator {
                 .copied()
                 .unwrap_or_default();
             for partition in &topic.partitions {
-                let metadata = partition.committed_metadata.as_deref().unwrap_or_default();
-                let too_large = metadata.encode_utf16().count() > self.config.offset_metadata_max;
-                let error = match checked {
-                    Err(error) => error.code(),
-                    Ok(()) if too_large => ResponseError::OffsetMetadataTooLarge.code(),
-                    Ok(()) => 0,
-                };
                 let index = partition.partition_index;
+                let committed = checked.and_then(|()| {
+                    self.offset_commit(Committed {
+                        group_id,
+                        topic: &topic.name,
+                        topic_id,
+                        partition: index,
+                        offset: partition.committed_offset,
+                        leader_epoch: partition.committed_leader_epoch,
+                        metadata: partition.committed_metadata.as_deref(),
+                        timestamp_ms: now_ms,
+                        expire_timestamp_ms: None,
+                    })
+                });
                 answer.partitions.push(
                     TxnOffsetCommitResponsePartition::default()
                         .with_partition_index(index)
-                        .with_error_code(error),
+                        .with_error_code(code_of(committed.as_ref().err().copied())),
                 );
-                if error != 0 {
-                    continue;
-                }
-                let key = OffsetCommitKey {
-                    group_id: group_id.to_owned(),
-                    topic: topic.name.to_string(),
-                    partition: index,
-                };
-                let value = OffsetCommitValue {
-                    offset: partition.committed_offset,
-                    leader_epoch: partition.committed_leader_epoch,
-                    metadata: metadata.to_owned(),
-                    commit_timestamp_ms: now_ms,
-                    expire_timestamp_ms: None,
-                    topic_id,
-                };
-                decision.records.push(CoordinatorRecord::OffsetCommit {
-                    key,
-                    value: Some(value),
-                });
+                decision.records.extend(committed);
             }
             response.topics.push(answer);
         }
@@ -189,6 +210,28 @@ impl PartitionCoordinator {
             .replies
             .push((token, Reply::CommitInTransaction(response)));
         decision
+    }
+
+    fn offset_commit(&self, committed: Committed<'_>) -> Result<CoordinatorRecord, ResponseError> {
+        let metadata = committed.metadata.unwrap_or_default();
+        if metadata.encode_utf16().count() > self.config.offset_metadata_max {
+            return Err(ResponseError::OffsetMetadataTooLarge);
+        }
+        Ok(CoordinatorRecord::OffsetCommit {
+            key: OffsetCommitKey {
+                group_id: committed.group_id.to_owned(),
+                topic: committed.topic.to_owned(),
+                partition: committed.partition,
+            },
+            value: Some(OffsetCommitValue {
+                offset: committed.offset,
+                leader_epoch: committed.leader_epoch,
+                metadata: metadata.to_owned(),
+                commit_timestamp_ms: committed.timestamp_ms,
+                expire_timestamp_ms: committed.expire_timestamp_ms,
+                topic_id: committed.topic_id,
+            }),
+        })
     }
 
     /// A transaction ends whose offsets may be pending here.

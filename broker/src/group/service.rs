@@ -44,9 +44,9 @@ impl GroupCoordinator {
             mailbox_requests_max: config.mailbox_requests_max,
         };
         Self {
+            coordinators: Coordinators::new(settings, clock, config.offsets_topic_partitions),
             config,
             topics,
-            coordinators: Coordinators::new(settings, clock),
         }
     }
 
@@ -65,7 +65,12 @@ impl GroupCoordinator {
 
     /// The offsets partition of a group.
     pub fn partition_for(&self, group_id: &str) -> i32 {
-        coordinators::partition_for(group_id, self.config.offsets_topic_partitions)
+        self.coordinators.partition_for(group_id)
+    }
+
+    /// See [`Coordinators::set_partition_count`].
+    pub fn set_partition_count(&self, count: i32) {
+        self.coordinators.set_partition_count(count);
     }
 
     /// Topics are gone: removes their committed offsets here. Call on every broker.
@@ -114,8 +119,7 @@ impl GroupCoordinator {
         group_id: &str,
         request: Request,
     ) -> Result<Reply, ResponseError> {
-        let partition = self.partition_for(group_id);
-        self.coordinators.ask(partition, request).await
+        self.coordinators.ask_for(group_id, request).await
     }
 
     /// JoinGroup 0-9; answers when the generation begins.
@@ -162,6 +166,10 @@ impl GroupCoordinator {
         let group_id = request.group_id.clone();
         let synced = match self.ask_group(&group_id, Request::Sync(request)).await {
             Ok(Reply::Sync(synced)) => synced,
+            // The rebalance is lost with the state, and members do not expect to hear of loading here.
+            Err(ResponseError::CoordinatorLoadInProgress) => {
+                Err(ResponseError::RebalanceInProgress)
+            }
             other => Err(unexpected(other)),
         };
         match synced {

@@ -942,3 +942,59 @@ async fn a_member_that_is_not_of_the_group_commits_nothing() {
     assert_eq!(code, ResponseError::UnknownMemberId.code());
     assert_eq!(stable(&coordinator).await, [(5, 0); 2]);
 }
+
+/// A group's name stands in every record: a small request must not become a batch that no broker can send to another.
+#[tokio::test]
+async fn a_commit_that_would_be_too_large_is_refused_alone() {
+    let log = MemoryLog::open();
+    let coordinator = coordinator(&log);
+    assert_eq!(commit(&coordinator, 5).await, 0);
+    let group = GroupId(text(&"g".repeat(30_000)));
+    let code = ResponseError::InvalidCommitOffsetSize.code();
+
+    let partition = TxnOffsetCommitRequestPartition::default().with_partition_index(1);
+    let mut request = transaction(6).with_group_id(group.clone());
+    request.topics[0].partitions = vec![partition; 40];
+    let answer = coordinator.commit_in_transaction(request, HashMap::new(), None);
+    let answer = answer.await.unwrap();
+    let refused = &answer.topics[0].partitions;
+    assert!(refused.iter().all(|partition| partition.error_code == code));
+
+    let partition = OffsetCommitRequestPartition::default().with_partition_index(1);
+    let topic = OffsetCommitRequestTopic::default()
+        .with_name(TopicName(text("orders")))
+        .with_partitions(vec![partition; 40]);
+    let request = OffsetCommitRequest::default()
+        .with_group_id(group)
+        .with_generation_id_or_member_epoch(-1)
+        .with_topics(vec![topic]);
+    let answer = coordinator.offset_commit(info(9), request).await;
+    let refused = &answer.topics[0].partitions;
+    assert!(refused.iter().all(|partition| partition.error_code == code));
+    assert_eq!(log.batches().len(), 1);
+    assert_eq!(stable(&coordinator).await, [(5, 0); 2]);
+}
+
+#[tokio::test]
+async fn members_that_sync_while_the_log_is_read_join_again() {
+    let log = MemoryLog::open();
+    let held = log.reads.clone().acquire_owned().await;
+    let coordinator = coordinator(&log);
+    let request = SyncGroupRequest::default().with_group_id(GroupId(text("g")));
+    let answer = coordinator.sync_group(info(3), request).await;
+    // Java consumers throw LOAD_IN_PROGRESS at their callers.
+    assert_eq!(answer.error_code, ResponseError::RebalanceInProgress.code());
+    drop(held);
+}
+
+#[tokio::test]
+async fn ids_are_spread_over_the_partitions_that_the_topic_has() {
+    let coordinator = GroupCoordinator::new(
+        GroupConfig::default(),
+        Arc::new(OneTopic),
+        Arc::new(|| 1_000),
+    );
+    assert_eq!(coordinator.partition_for("abc"), 96_354 % 50);
+    coordinator.set_partition_count(7);
+    assert_eq!(coordinator.partition_for("abc"), 96_354 % 7);
+}

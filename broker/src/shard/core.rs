@@ -151,6 +151,19 @@ impl Shard {
                 // Whoever asked may have gone away.
                 let _ = reply.send(guard);
             }
+            Event::Judge {
+                partition,
+                batch,
+                origin,
+                guard,
+                reply,
+            } => {
+                let judged = match self.partition(partition) {
+                    Some(partition) => partition.judge(&batch, origin, guard),
+                    None => Err(AppendError::UnknownPartition),
+                };
+                let _ = reply.send(judged);
+            }
             Event::DeleteRecords {
                 partition,
                 before_offset,

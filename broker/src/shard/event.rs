@@ -9,7 +9,7 @@ use streamgauge_protocol::error::ErrorCode;
 use streamgauge_storage::StorageError;
 use streamgauge_storage::log::SyncTicket;
 use streamgauge_storage::producer_state::{
-    AppendOrigin, ProducerEntry, Verification, VerificationGuard,
+    AppendOrigin, ProducerBatch, ProducerEntry, Verification, VerificationGuard,
 };
 use tokio::sync::oneshot;
 
@@ -41,6 +41,8 @@ pub struct Append {
     pub origin: AppendOrigin,
     /// What the transaction's verification began with; see [`Event::BeginVerification`].
     pub guard: Option<VerificationGuard>,
+    /// Only while the replica leads in this epoch: what was decided in an earlier one may not hold.
+    pub leader_epoch: Option<i32>,
     /// How long an answer at the commit may take, in milliseconds.
     pub wait_ms_max: i64,
     pub reply: oneshot::Sender<Result<Appended, AppendError>>,
@@ -162,6 +164,15 @@ pub enum Event {
         partition: PartitionId,
         wanted: Verification,
         reply: oneshot::Sender<Option<VerificationGuard>>,
+    },
+    /// Whether an append of this producer would be refused if it came now. A coordinator asks before it decides on what its append
+    /// is to say: to take that back, it would have to read its log again.
+    Judge {
+        partition: PartitionId,
+        batch: ProducerBatch,
+        origin: AppendOrigin,
+        guard: Option<VerificationGuard>,
+        reply: oneshot::Sender<Result<(), AppendError>>,
     },
     /// Moves the log start offset up (`DeleteRecords`); answers with the new one.
     DeleteRecords {

@@ -14,7 +14,7 @@ use super::view::PartitionView;
 use crate::config::TopicConfig;
 use crate::replication::membership::Target;
 use streamgauge_storage::producer_state::{
-    AppendOrigin, ProducerEntry, Verification, VerificationGuard,
+    AppendOrigin, ProducerBatch, ProducerEntry, Verification, VerificationGuard,
 };
 
 type AppendReply = oneshot::Sender<Result<Appended, AppendError>>;
@@ -78,23 +78,28 @@ impl PartitionHandle {
             acks,
             origin: AppendOrigin::Client,
             guard,
+            leader_epoch: None,
             wait_ms_max,
             reply,
         })
     }
 
-    /// Appends what a group coordinator writes for a transaction: a batch with the producer's id and
-    /// epoch and without a sequence, verified as a client's. Answered at its commit.
+    /// Appends what a coordinator has decided in that leader epoch: with a client's `origin` a batch of its own; else what it writes
+    /// for a producer's transaction, a batch with that producer's id and epoch and without a sequence, verified as a client's, or
+    /// a marker. Answered at its commit.
     pub fn append_as_coordinator(
         &self,
         batch: Bytes,
+        origin: AppendOrigin,
         guard: Option<VerificationGuard>,
+        leader_epoch: i32,
     ) -> PendingAppend {
         self.send(|reply| Append {
             batch,
             acks: Acks::All,
-            origin: AppendOrigin::Coordinator,
+            origin,
             guard,
+            leader_epoch: Some(leader_epoch),
             wait_ms_max: i64::MAX,
             reply,
         })
@@ -115,6 +120,7 @@ impl PartitionHandle {
                 transaction_version,
             },
             guard: None,
+            leader_epoch: None,
             wait_ms_max,
             reply,
         })
@@ -135,6 +141,24 @@ impl PartitionHandle {
             reply,
         });
         answer.await.ok().flatten()
+    }
+
+    /// See [`Event::Judge`].
+    pub async fn judge(
+        &self,
+        batch: ProducerBatch,
+        origin: AppendOrigin,
+        guard: Option<VerificationGuard>,
+    ) -> Result<(), AppendError> {
+        let (reply, answer) = oneshot::channel();
+        self.shard.send(Event::Judge {
+            partition: self.id,
+            batch,
+            origin,
+            guard,
+            reply,
+        });
+        answer.await.unwrap_or(Err(AppendError::NotLeader))
     }
 
     /// Moves the log start offset up; see [`Event::DeleteRecords`].

@@ -192,6 +192,7 @@ impl Trio {
             acks: Acks::All,
             origin: AppendOrigin::Client,
             guard: None,
+            leader_epoch: None,
             wait_ms_max: 10_000,
             reply,
         };
@@ -353,6 +354,23 @@ fn a_write_is_refused_before_it_is_appended_if_too_few_replicas_are_in_sync() {
     trio.nodes[2].is_cut_off = false;
     trio.run(3_000);
     assert!(trio.append(Acks::All, 1_000).try_recv().unwrap().is_ok());
+}
+
+/// A coordinator whose leadership was lost and won again must not write what it decided before.
+#[test]
+fn what_was_decided_in_an_earlier_epoch_is_not_written() {
+    let mut trio = Trio::start(1);
+    let epoch = trio.nodes[0].view.leader_epoch();
+    let batch = || {
+        let batch = BatchBuilder::new().record(1, None, Some(b"decided"));
+        batch.build().unwrap()
+    };
+    let mut write = |epoch| {
+        let mut answer = trio.append_to(0, batch(), |append| append.leader_epoch = Some(epoch));
+        answer.try_recv().unwrap()
+    };
+    assert_eq!(write(epoch - 1), Err(AppendError::NotLeader));
+    assert!(write(epoch).is_ok());
 }
 
 #[test]

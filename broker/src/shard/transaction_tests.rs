@@ -1,7 +1,9 @@
 //! Transactions in a partition with three replicas.
 
 use streamgauge_protocol::batch::{BatchBuilder, TransactionMarker, TransactionResult};
-use streamgauge_storage::producer_state::{AppendOrigin, Verification, VerificationGuard};
+use streamgauge_storage::producer_state::{
+    AppendOrigin, ProducerBatch, ProducerBatchKind, Verification, VerificationGuard,
+};
 use tokio::sync::oneshot;
 
 use super::event::{AppendError, Appended, Event};
@@ -62,9 +64,38 @@ impl Trio {
         let origin = AppendOrigin::Marker {
             transaction_version: 2,
         };
-        self.append_to(node, batch, |append| append.origin = origin)
+        let judged = ProducerBatch {
+            kind: ProducerBatchKind::EndTransaction(marker),
+            ..ProducerBatch::unsequenced(PRODUCER, producer_epoch)
+        };
+        let judged = self.judge(node, judged, origin, None);
+        let outcome = self
+            .append_to(node, batch, |append| append.origin = origin)
             .try_recv()
-            .unwrap()
+            .unwrap();
+        assert_eq!(judged.err().as_ref(), outcome.as_ref().err());
+        outcome
+    }
+
+    fn judge(
+        &mut self,
+        node: usize,
+        batch: ProducerBatch,
+        origin: AppendOrigin,
+        guard: Option<VerificationGuard>,
+    ) -> Result<(), AppendError> {
+        let (reply, mut answer) = oneshot::channel();
+        let now_ms = self.now_ms;
+        let node = &mut self.nodes[node];
+        let event = Event::Judge {
+            partition: node.id,
+            batch,
+            origin,
+            guard,
+            reply,
+        };
+        node.shard.handle(event, now_ms);
+        answer.try_recv().unwrap()
     }
 
     /// High watermark and last stable offset by replica, and the markers of what was aborted.
@@ -138,6 +169,32 @@ fn nothing_is_appended_for_a_transaction_that_its_coordinator_has_not_been_asked
     ));
     let guard = trio.verify(0, 1);
     assert!(trio.data(0, (1, 0), guard).is_ok());
+}
+
+/// What a group coordinator is to write for a producer is refused before it counts on it.
+#[test]
+fn what_an_append_would_be_refused_for_is_known_before() {
+    let mut trio = Trio::start(1);
+    let judge = |trio: &mut Trio, epoch, guard| {
+        let batch = ProducerBatch::unsequenced(PRODUCER, epoch);
+        trio.judge(0, batch, AppendOrigin::Coordinator, guard)
+    };
+    assert!(matches!(
+        judge(&mut trio, 0, None),
+        Err(AppendError::InvalidTxnState(_))
+    ));
+    let guard = trio.verify(0, 0);
+    assert_eq!(judge(&mut trio, 0, guard), Ok(()));
+    assert!(trio.marker(0, 1, 4, TransactionResult::Abort).is_ok());
+    assert!(matches!(
+        judge(&mut trio, 0, guard),
+        Err(AppendError::InvalidProducerEpoch(_))
+    ));
+    let batch = ProducerBatch::unsequenced(PRODUCER, 1);
+    assert_eq!(
+        trio.judge(1, batch, AppendOrigin::Coordinator, None),
+        Err(AppendError::NotLeader)
+    );
 }
 
 #[test]

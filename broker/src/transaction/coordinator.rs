@@ -18,10 +18,15 @@ use super::state::{
 use crate::coordinator::machine::{self, Entry, Machine, Token};
 use kafka_protocol::error::ResponseError;
 use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Settings of the transaction coordinator, by Kafka's names.
 #[derive(Debug, Clone)]
 pub struct TransactionConfig {
+    /// Numbers every writing of markers. All that read the same log share it: a producer that keeps its epoch is no name for one of its
+    /// transactions, and what is said of the markers of one must not be taken for another's.
+    pub writings: Arc<AtomicU64>,
     /// `transaction.abort.timed.out.transaction.cleanup.interval.ms`
     pub abort_interval_ms: i64,
     /// `transactional.id.expiration.ms`
@@ -75,7 +80,7 @@ pub enum Request {
     /// Follows [`Effect::WriteMarkers`].
     MarkersWritten {
         transactional_id: String,
-        producer: Producer,
+        writing: u64,
     },
     Describe(String),
     List,
@@ -93,7 +98,16 @@ pub enum Reply {
     Verified(Result<Vec<(TopicPartition, Option<ResponseError>)>, ResponseError>),
     Done,
     Described(Option<Transaction>),
-    Listed(Vec<(String, Transaction)>),
+    Listed(Vec<Listed>),
+}
+
+/// What a list shows of a transactional id.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Listed {
+    pub transactional_id: String,
+    pub producer_id: i64,
+    pub state: State,
+    pub start_timestamp_ms: i64,
 }
 
 /// What is to be done once it is committed.
@@ -106,6 +120,8 @@ pub enum Effect {
         committed: bool,
         transaction_version: i16,
         partitions: Vec<TopicPartition>,
+        /// Of this writing; an earlier one of the same transaction no longer counts.
+        writing: u64,
     },
     /// A transaction has timed out and needs a producer id to be aborted.
     TimeOut { transactional_id: String },
@@ -118,6 +134,8 @@ pub type Decision = machine::Decision<TransactionRecord, Reply, Effect>;
 pub struct TransactionMachine {
     config: TransactionConfig,
     transactions: HashMap<String, Transaction>,
+    /// Of the transactions that are ending: by which writing they will have ended.
+    writings: HashMap<String, u64>,
     next_abort_check_ms: i64,
     next_expiration_check_ms: i64,
 }
@@ -135,6 +153,7 @@ impl Machine for TransactionMachine {
             next_abort_check_ms: now_ms.saturating_add(config.abort_interval_ms),
             next_expiration_check_ms: now_ms.saturating_add(config.expiration_interval_ms),
             transactions: HashMap::new(),
+            writings: HashMap::new(),
             config,
         }
     }
@@ -152,14 +171,14 @@ impl Machine for TransactionMachine {
 
     /// What was decided is carried out, by whoever decided it.
     fn loaded(&mut self, _now_ms: i64) -> Decision {
-        let mut decision = Decision::default();
         let ending = self.transactions.iter();
-        for (transactional_id, transaction) in ending.filter(|(_, t)| t.state.is_ending()) {
-            decision
-                .effects
-                .push(write_markers(transactional_id, transaction));
+        let ending = ending.filter(|(_, transaction)| transaction.state.is_ending());
+        let ending: Vec<String> = ending.map(|(id, _)| id.clone()).collect();
+        let effects = ending.iter().filter_map(|id| self.write_markers(id));
+        Decision {
+            effects: effects.collect(),
+            ..Decision::default()
         }
-        decision
     }
 
     fn handle(&mut self, request: Request, token: Token, now_ms: i64) -> Decision {
@@ -242,15 +261,17 @@ impl Machine for TransactionMachine {
             }
             Request::MarkersWritten {
                 transactional_id,
-                producer,
+                writing,
             } => {
+                let is_awaited = self.writings.get(&transactional_id) == Some(&writing);
                 let ended = self.transactions.get(&transactional_id);
-                let ended = ended.filter(|transaction| {
-                    transaction.state.is_ending() && producer_of(transaction) == producer
-                });
-                let decided = match ended {
-                    Some(ended) => Decided::to(ended.completed(now_ms), Reply::Done),
-                    // Written twice.
+                let decided = match ended.filter(|_| is_awaited) {
+                    Some(ended) => {
+                        let completed = ended.completed(now_ms);
+                        self.writings.remove(&transactional_id);
+                        Decided::to(completed, Reply::Done)
+                    }
+                    // Said twice, or by an earlier writing.
                     None => Decided::answer(Reply::Done),
                 };
                 self.changed(transactional_id, decided, token)
@@ -261,7 +282,12 @@ impl Machine for TransactionMachine {
             }
             Request::List => {
                 let all = self.transactions.iter();
-                let all = all.map(|(id, transaction)| (id.clone(), transaction.clone()));
+                let all = all.map(|(id, transaction)| Listed {
+                    transactional_id: id.clone(),
+                    producer_id: transaction.producer_id,
+                    state: transaction.state,
+                    start_timestamp_ms: transaction.start_timestamp_ms,
+                });
                 Decision::reply(token, Reply::Listed(all.collect()))
             }
         }
@@ -272,6 +298,7 @@ impl Machine for TransactionMachine {
         let mut decision = Decision::default();
         if now_ms >= self.next_abort_check_ms {
             self.next_abort_check_ms = now_ms.saturating_add(self.config.abort_interval_ms);
+            let mut fenced = Vec::new();
             for (transactional_id, transaction) in &mut self.transactions {
                 if !is_timed_out(transaction, now_ms) {
                     continue;
@@ -288,10 +315,10 @@ impl Machine for TransactionMachine {
                     transactional_id: transactional_id.clone(),
                     value: Some(transaction.clone()),
                 });
-                decision
-                    .effects
-                    .push(write_markers(transactional_id, transaction));
+                fenced.push(transactional_id.clone());
             }
+            let effects = fenced.iter().filter_map(|id| self.write_markers(id));
+            decision.effects.extend(effects);
         }
         if now_ms >= self.next_expiration_check_ms {
             self.next_expiration_check_ms =
@@ -347,17 +374,33 @@ impl TransactionMachine {
         let Some(next) = decided.next else {
             return decision;
         };
-        if next.state.is_ending() {
-            decision
-                .effects
-                .push(write_markers(&transactional_id, &next));
-        }
+        let is_ending = next.state.is_ending();
         decision.records.push(TransactionRecord {
             transactional_id: transactional_id.clone(),
             value: Some(next.clone()),
         });
-        self.transactions.insert(transactional_id, next);
+        self.transactions.insert(transactional_id.clone(), next);
+        if is_ending {
+            decision
+                .effects
+                .extend(self.write_markers(&transactional_id));
+        }
         decision
+    }
+
+    /// Has the markers of a transaction written that has been decided.
+    fn write_markers(&mut self, transactional_id: &str) -> Option<Effect> {
+        let transaction = self.transactions.get(transactional_id)?;
+        let writing = self.config.writings.fetch_add(1, Ordering::Relaxed);
+        self.writings.insert(transactional_id.to_owned(), writing);
+        Some(Effect::WriteMarkers {
+            transactional_id: transactional_id.to_owned(),
+            producer: producer_of(transaction),
+            committed: transaction.state == State::PrepareCommit,
+            transaction_version: transaction.client_version,
+            partitions: transaction.partitions.iter().cloned().collect(),
+            writing,
+        })
     }
 
     /// `prepareInitProducerIdTransit`
@@ -585,16 +628,6 @@ fn is_timed_out(transaction: &Transaction, now_ms: i64) -> bool {
     let timeout_ms = i64::from(transaction.timeout_ms);
     transaction.state == State::Ongoing
         && transaction.start_timestamp_ms.saturating_add(timeout_ms) < now_ms
-}
-
-fn write_markers(transactional_id: &str, transaction: &Transaction) -> Effect {
-    Effect::WriteMarkers {
-        transactional_id: transactional_id.to_owned(),
-        producer: producer_of(transaction),
-        committed: transaction.state == State::PrepareCommit,
-        transaction_version: transaction.client_version,
-        partitions: transaction.partitions.iter().cloned().collect(),
-    }
 }
 
 #[cfg(test)]

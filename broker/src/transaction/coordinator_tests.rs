@@ -13,6 +13,7 @@ struct World {
 
 fn config() -> TransactionConfig {
     TransactionConfig {
+        writings: Arc::default(),
         abort_interval_ms: 10_000,
         expiration_ms: 1_000_000,
         expiration_interval_ms: 100_000,
@@ -135,12 +136,13 @@ impl World {
                     producer,
                     committed,
                     partitions,
+                    writing,
                     ..
                 } => {
                     written.push((producer, committed, partitions));
                     self.ask(Request::MarkersWritten {
                         transactional_id,
-                        producer,
+                        writing,
                     });
                 }
                 Effect::TimeOut { transactional_id } => {
@@ -160,7 +162,11 @@ impl World {
 
     /// As after a failover: what the log says, and nothing else.
     fn reload(&mut self) {
-        let mut machine = TransactionMachine::new(config(), self.now_ms);
+        self.reload_with(config());
+    }
+
+    fn reload_with(&mut self, config: TransactionConfig) {
+        let mut machine = TransactionMachine::new(config, self.now_ms);
         for record in &self.log {
             machine.replay(Entry::Record(record.clone()), self.now_ms);
         }
@@ -359,16 +365,39 @@ fn what_was_decided_is_carried_out_after_a_failover() {
     world.reload();
     assert_eq!(world.current().state, State::CompleteCommit);
     assert!(world.effects.is_empty());
-    // The end of the writing may be heard twice.
-    let decision = world.machine.handle(
-        Request::MarkersWritten {
+}
+
+/// A producer that keeps its epoch is the same in its next transaction.
+#[test]
+fn what_is_said_late_of_markers_ends_no_other_transaction() {
+    let mut world = World::new();
+    let first = world.init(None).unwrap();
+    world.add(first, 0).unwrap();
+    world.end(first, true, 0).unwrap();
+    let writing_of = |effect: &Effect| match effect {
+        Effect::WriteMarkers { writing, .. } => *writing,
+        other => panic!("{other:?}"),
+    };
+    let before = writing_of(&world.effects[0]);
+    let say = |world: &mut World, writing| {
+        world.ask(Request::MarkersWritten {
             transactional_id: ID.into(),
-            producer: producer(1_000, 1),
-        },
-        1,
-        0,
-    );
-    assert!(decision.records.is_empty());
+            writing,
+        });
+        world.current().state
+    };
+    // Its log is read again, and the markers are written once more: the first writing no longer counts.
+    let config = world.machine.config.clone();
+    world.reload_with(config);
+    let after = writing_of(&world.effects[0]);
+    assert_eq!(say(&mut world, before), State::PrepareCommit);
+    assert_eq!(say(&mut world, after), State::CompleteCommit);
+    // The next has been decided, and its markers are on their way.
+    world.add(first, 0).unwrap();
+    world.end(first, true, 0).unwrap();
+    for late in [before, after] {
+        assert_eq!(say(&mut world, late), State::PrepareCommit);
+    }
 }
 
 #[test]

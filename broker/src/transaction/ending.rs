@@ -1,6 +1,6 @@
 //! Carries out what the coordinator has decided and committed: writes the markers of transactions that end, and says when all are in.
 
-use super::coordinator::{Effect, Producer, Request, TransactionMachine};
+use super::coordinator::{Effect, Request, TransactionMachine};
 use super::markers::Marker;
 use super::state::TopicPartition;
 use crate::coordinator::coordinators;
@@ -85,6 +85,7 @@ impl Endings {
                 committed,
                 transaction_version,
                 partitions,
+                writing,
             } => {
                 let marker = Marker {
                     producer_id: producer.id,
@@ -96,7 +97,7 @@ impl Endings {
                 let id = transactional_id.clone();
                 let task = tokio::spawn(async move {
                     if write_all(&surroundings, partitions, marker).await {
-                        tell(&mailbox, transactional_id, producer).await;
+                        tell(&mailbox, transactional_id, writing).await;
                     }
                 });
                 (id, task)
@@ -125,13 +126,13 @@ impl Drop for Endings {
 async fn tell(
     mailbox: &mpsc::WeakSender<Envelope<TransactionMachine>>,
     transactional_id: String,
-    producer: Producer,
+    writing: u64,
 ) {
     let mut backoff = RETRY_BACKOFF;
     loop {
         let request = Request::MarkersWritten {
             transactional_id: transactional_id.clone(),
-            producer,
+            writing,
         };
         match coordinators::ask(mailbox.upgrade(), request).await {
             Ok(_) | Err(ResponseError::NotCoordinator) => return,

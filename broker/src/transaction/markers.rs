@@ -13,7 +13,8 @@ use std::time::Duration;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use streamgauge_protocol::batch::{TransactionMarker, TransactionResult};
-use streamgauge_protocol::error::{ErrorCode, NO_ERROR, code_of};
+use streamgauge_protocol::error::{ErrorCode, code_of};
+use streamgauge_storage::producer_state::{AppendOrigin, ProducerBatch, ProducerBatchKind};
 use uuid::Uuid;
 
 use crate::broker::Broker;
@@ -66,16 +67,8 @@ pub async fn write_marker(
         .filter(|leader| *leader >= 0 && *leader != broker.id())
         .ok_or(ErrorCode::LeaderNotAvailable)?;
     let request = ClusterRequest::Marker(encode(key, &marker));
-    let answer = broker.cluster.ask(leader, &request, patience(broker)).await;
-    let mut answer = answer.map_err(|error| {
-        tracing::debug!(leader, %error, "a marker did not reach its partition's leader");
-        ErrorCode::NetworkException
-    })?;
-    match answer.try_get_i16() {
-        Ok(NO_ERROR) => Ok(()),
-        Ok(code) => Err(ErrorCode::try_from_code(code).unwrap_or(ErrorCode::UnknownServerError)),
-        Err(_) => Err(ErrorCode::UnknownServerError),
-    }
+    let cluster = &broker.cluster;
+    cluster.ask_code(leader, &request, patience(broker)).await
 }
 
 /// Writes a marker to a partition that is led here, as another broker's coordinator asks.
@@ -124,6 +117,15 @@ pub async fn append(
             result,
             transaction_version: marker.transaction_version,
         };
+        let origin = AppendOrigin::Marker {
+            transaction_version: marker.transaction_version,
+        };
+        let batch = ProducerBatch {
+            kind: ProducerBatchKind::EndTransaction(marker.content()),
+            ..ProducerBatch::unsequenced(marker.producer_id, marker.producer_epoch)
+        };
+        let judged = partition.judge(batch, origin, None).await;
+        judged.map_err(|error| error.code())?;
         return broker.groups.end_transaction(key.index, marker).await;
     }
     let content = TransactionMarker {

@@ -3,7 +3,7 @@
 //! A transactional id belongs to one partition of `__transaction_state`, by the hash of its name, and is served by the leader of that
 //! partition.
 
-use super::coordinator::{Producer, Reply, Request, TransactionConfig, TransactionMachine};
+use super::coordinator::{Listed, Producer, Reply, Request, TransactionConfig, TransactionMachine};
 use super::ending::{Endings, Surroundings};
 use super::markers::{self, Marker};
 use super::state::{TopicPartition, Transaction};
@@ -23,7 +23,6 @@ const MAILBOX_REQUESTS_MAX: usize = 1_024;
 /// All partitions of `__transaction_state` that this broker leads.
 pub struct TransactionCoordinator {
     config: TransactionConfig,
-    partitions: i32,
     timeout_ms_max: i32,
     coordinators: Coordinators<TransactionMachine>,
     /// Set once there is a broker around it.
@@ -40,13 +39,17 @@ impl TransactionCoordinator {
         };
         Self {
             config: TransactionConfig {
+                writings: Arc::default(),
                 abort_interval_ms: config.transaction_abort_interval_ms,
                 expiration_ms: config.transactional_id_expiration_ms,
                 expiration_interval_ms: config.transactional_id_expiration_interval_ms,
             },
-            partitions: config.transaction_state_log_num_partitions,
             timeout_ms_max: config.transaction_max_timeout_ms,
-            coordinators: Coordinators::new(settings, clock),
+            coordinators: Coordinators::new(
+                settings,
+                clock,
+                config.transaction_state_log_num_partitions,
+            ),
             surroundings: OnceLock::new(),
         }
     }
@@ -78,12 +81,16 @@ impl TransactionCoordinator {
 
     /// The partition of a transactional id.
     pub fn partition_for(&self, transactional_id: &str) -> i32 {
-        coordinators::partition_for(transactional_id, self.partitions)
+        self.coordinators.partition_for(transactional_id)
+    }
+
+    /// See [`Coordinators::set_partition_count`].
+    pub fn set_partition_count(&self, count: i32) {
+        self.coordinators.set_partition_count(count);
     }
 
     async fn ask(&self, transactional_id: &str, request: Request) -> Result<Reply, ResponseError> {
-        let partition = self.partition_for(transactional_id);
-        self.coordinators.ask(partition, request).await
+        self.coordinators.ask_for(transactional_id, request).await
     }
 
     /// The producer of a transactional id begins, or begins again.
@@ -207,7 +214,7 @@ impl TransactionCoordinator {
     }
 
     /// All transactional ids that are coordinated here.
-    pub async fn list(&self) -> Result<Vec<(String, Transaction)>, ResponseError> {
+    pub async fn list(&self) -> Result<Vec<Listed>, ResponseError> {
         let mut all = Vec::new();
         for mailbox in self.coordinators.all() {
             match coordinators::ask(Some(mailbox), Request::List).await {

@@ -75,13 +75,13 @@ fn coordinator(
     };
     let coordinator = TransactionCoordinator {
         config: TransactionConfig {
+            writings: Arc::default(),
             abort_interval_ms: 10_000,
             expiration_ms: 1_000_000,
             expiration_interval_ms: 100_000,
         },
-        partitions: 1,
         timeout_ms_max: 900_000,
-        coordinators: Coordinators::new(settings, Arc::new(|| 1_000)),
+        coordinators: Coordinators::new(settings, Arc::new(|| 1_000), 1),
         surroundings: OnceLock::new(),
     };
     let shared: Arc<dyn Surroundings> = Arc::new(Shared(Arc::clone(partitions)));

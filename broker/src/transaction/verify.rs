@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
-use streamgauge_protocol::error::{ErrorCode, NO_ERROR, code_of};
+use streamgauge_protocol::error::{ErrorCode, code_of};
 
 use super::coordinator::Producer;
 use super::state::EPOCH_BUMP_VERSION;
@@ -68,16 +68,8 @@ pub async fn verify(
     }
     let request = ClusterRequest::Verify(encode(&question));
     let patience = Duration::from_millis(broker.config.request_timeout_ms.unsigned_abs());
-    let answer = broker.cluster.ask(led.leader, &request, patience).await;
-    let mut answer = answer.map_err(|error| {
-        tracing::debug!(coordinator = led.leader, %error, "a transaction's coordinator was not reached");
-        ErrorCode::NetworkException
-    })?;
-    match answer.try_get_i16() {
-        Ok(NO_ERROR) => Ok(()),
-        Ok(code) => Err(ErrorCode::try_from_code(code).unwrap_or(ErrorCode::UnknownServerError)),
-        Err(_) => Err(ErrorCode::UnknownServerError),
-    }
+    let cluster = &broker.cluster;
+    cluster.ask_code(led.leader, &request, patience).await
 }
 
 /// Answers another broker.

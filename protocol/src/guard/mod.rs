@@ -22,6 +22,8 @@ const UNKNOWN_TAG_BODY_BYTES: usize = 16;
 pub enum GuardError {
     #[error("length or count {0} does not fit the bytes that remain")]
     Length(i64),
+    #[error("a text of {0} bytes, more than 32767")]
+    Text(i64),
     #[error("request ends inside a field")]
     Truncated,
     #[error("more than {ELEMENTS_MAX} elements")]
@@ -98,6 +100,10 @@ impl Walk<'_> {
                 } else {
                     i64::from(i16::from_be_bytes(self.take()?))
                 };
+                // Kafka has no longer ones, whatever the encoding could say.
+                if length > i64::from(i16::MAX) {
+                    return Err(GuardError::Text(length));
+                }
                 self.skip_length(length)
             }
             Kind::Blob => {

@@ -94,6 +94,22 @@ fn unknown_tags_are_taken_in_proportion_to_the_request() {
     );
 }
 
+/// Kafka refuses them too; what is written of them with two bytes of length would be cut.
+#[test]
+fn longer_texts_than_kafka_has_are_refused() {
+    let api = lookup(26).unwrap();
+    let frame = |length: usize| {
+        let request = m::EndTxnRequest::default()
+            .with_transactional_id(StrBytes::from_string("t".repeat(length)).into());
+        let mut bytes = bytes::BytesMut::new();
+        request.encode(&mut bytes, 5).unwrap();
+        bytes.freeze()
+    };
+    assert_eq!(check_request(api, 5, &frame(32_767)), Ok(()));
+    let refused = check_request(api, 5, &frame(32_768));
+    assert_eq!(refused, Err(GuardError::Text(32_768)));
+}
+
 #[test]
 fn too_many_elements_are_refused() {
     let api = lookup(42).unwrap();

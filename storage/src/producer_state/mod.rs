@@ -439,6 +439,21 @@ impl ProducerBatch {
         })
     }
 
+    /// Of a transaction, as a coordinator writes it on a producer's behalf; without a place in the log yet.
+    pub fn unsequenced(producer_id: i64, producer_epoch: i16) -> Self {
+        Self {
+            producer_id,
+            producer_epoch,
+            base_sequence: NO_SEQUENCE,
+            base_offset: -1,
+            last_offset: -1,
+            max_timestamp: -1,
+            kind: ProducerBatchKind::Data {
+                is_transactional: true,
+            },
+        }
+    }
+
     /// Sequence of the batch's last record; -1 if it has no sequence.
     pub fn last_sequence(&self) -> i32 {
         if self.base_sequence < 0 {

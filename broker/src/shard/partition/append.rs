@@ -25,9 +25,14 @@ impl Partition {
             acks,
             origin,
             guard,
+            leader_epoch,
             wait_ms_max,
             reply,
         } = append;
+        if leader_epoch.is_some_and(|epoch| epoch != self.view.leader_epoch()) {
+            drop(reply.send(Err(AppendError::NotLeader)));
+            return;
+        }
         // A client that has gone away does not want to know.
         match self.propose(batch, acks, (origin, guard), now_ms) {
             Err(error) => drop(reply.send(Err(error))),
@@ -147,6 +152,22 @@ impl Partition {
         }
         let tip = self.producers.tip(wanted.producer_id);
         self.verifications.begin(wanted, tip, now_ms)
+    }
+
+    /// See [`crate::shard::event::Event::Judge`].
+    pub fn judge(
+        &self,
+        batch: &ProducerBatch,
+        origin: AppendOrigin,
+        guard: Option<VerificationGuard>,
+    ) -> Result<(), AppendError> {
+        if !self.leads {
+            return Err(AppendError::NotLeader);
+        }
+        match self.producers.check(batch, origin) {
+            Verdict::Error(error) => Err(error.into()),
+            _ => check_verified(batch, origin, guard, &self.verifications, &self.producers),
+        }
     }
 
     /// Answers the appends that are committed and held by as many replicas as the topic wants.
