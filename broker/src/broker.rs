@@ -120,17 +120,20 @@ impl Broker {
             return told;
         };
         let (leader, leader_epoch) = (view.leader(), view.leader_epoch());
+        if let Some(told) = &told
+            && told.leader_epoch > leader_epoch
+        {
+            // Elected since this replica last heard of its group: it may be full, or failed.
+            return Some(told.clone());
+        }
         if leader == self.id() && !view.is_serving() {
             // Elected, and yet to learn what is committed.
             return None;
         }
         if leader < 0 {
-            // Who was told of may have gone; a newer epoch than this replica's has not, nor has one whom only this broker does
-            // not reach.
+            // Who was told of may have gone; one whom only this broker does not reach has not.
             return told.filter(|told| {
-                told.leader_epoch > leader_epoch
-                    || told.leader_epoch == leader_epoch
-                        && self.cluster.is_there_for_others(told.leader)
+                told.leader_epoch == leader_epoch && self.cluster.is_there_for_others(told.leader)
             });
         }
         let in_sync = match told {

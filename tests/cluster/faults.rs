@@ -244,6 +244,11 @@ impl Fault {
                 }
                 workload.write_until(begun, FULL_TIME);
                 cluster.assert_runs(leader);
+                // Some clients ask no other broker.
+                let told = poll(FULL_TIME_MAX, || {
+                    knows_leaders(cluster, leader).then_some(())
+                });
+                assert!(told.is_some(), "{what}: it does not know who leads");
                 fs::remove_file(&ballast).expect("the ballast can be removed");
             }
             Self::PartLeader => {
@@ -266,6 +271,16 @@ impl Fault {
             begun.elapsed().as_millis()
         );
     }
+}
+
+/// Whether a broker tells of a leader of every partition.
+fn knows_leaders(cluster: &Cluster, id: i32) -> bool {
+    let told = cluster.metadata(id, Some(TOPIC));
+    let partitions = told.iter().flat_map(|told| &told.topics);
+    let mut leaders = partitions
+        .flat_map(|topic| &topic.partitions)
+        .map(|partition| partition.leader_id.0);
+    leaders.clone().count() == PARTITIONS as usize && leaders.all(|leader| leader >= 0)
 }
 
 /// Those of which `CLUSTER_FAULTS` has the name, by default all.

@@ -488,6 +488,11 @@ impl RaftGroup {
         self.raw.raft.state == StateRole::Leader
     }
 
+    /// Whether it neither leads nor stands for election.
+    pub fn is_follower(&self) -> bool {
+        self.raw.raft.state == StateRole::Follower
+    }
+
     /// Whether the group is led from here and the term's first entry is committed.
     pub fn may_serve(&self) -> bool {
         self.is_leader()

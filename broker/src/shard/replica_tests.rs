@@ -5,7 +5,9 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use streamgauge_protocol::batch::BatchBuilder;
+use streamgauge_storage::disk::Disk;
 use streamgauge_storage::disk::real::RealDisk;
+use streamgauge_storage::disk::sim::{Faults, SimDisk};
 use streamgauge_storage::producer_state::AppendOrigin;
 use tokio::sync::oneshot;
 use uuid::Uuid;
@@ -43,6 +45,10 @@ pub(super) struct Trio {
 
 impl Trio {
     pub(super) fn start(min_insync_replicas: i32) -> Self {
+        Self::start_on(min_insync_replicas, |_| Arc::new(RealDisk))
+    }
+
+    fn start_on(min_insync_replicas: i32, disk: impl Fn(i32) -> Arc<dyn Disk>) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let defaults = ConfigLoader::new().finish("test").unwrap().topic_defaults;
         let config = Arc::new(TopicConfig {
@@ -50,7 +56,10 @@ impl Trio {
             ..defaults
         });
         let nodes = (0..NODES)
-            .map(|node| start_node(&directory.path().join(node.to_string()), node, &config))
+            .map(|node| {
+                let directory = directory.path().join(node.to_string());
+                start_node(disk(node), &directory, node, &config)
+            })
             .collect();
         let mut trio = Self {
             nodes,
@@ -206,7 +215,12 @@ impl Trio {
     }
 }
 
-fn start_node(directory: &std::path::Path, node: i32, config: &Arc<TopicConfig>) -> Node {
+fn start_node(
+    disk: Arc<dyn Disk>,
+    directory: &std::path::Path,
+    node: i32,
+    config: &Arc<TopicConfig>,
+) -> Node {
     let settings = ShardSettings {
         broker_id: node,
         number: 0,
@@ -216,7 +230,7 @@ fn start_node(directory: &std::path::Path, node: i32, config: &Arc<TopicConfig>)
         seed: 7 + u64::from(node.unsigned_abs()),
         quotas: Arc::default(),
     };
-    let mut shard = Shard::open(settings, Arc::new(RealDisk), 0).unwrap();
+    let mut shard = Shard::open(settings, disk, 0).unwrap();
     let opened = open(&mut shard, directory, config, Target::default(), 0);
     Node {
         shard,
@@ -553,4 +567,51 @@ fn a_leader_that_cannot_read_its_log_for_a_follower_leaves_the_others_to_lead() 
     assert!(others.into_iter().any(|node| trio.is_served_by(node)));
     let held = others.map(|node| trio.nodes[node].view.high_watermark());
     assert_eq!(held, [20, 20], "the follower has caught up with another");
+}
+
+/// Clients ask any broker who leads, and some ask no other.
+#[test]
+fn a_follower_whose_disk_is_full_knows_its_leader() {
+    let full = SimDisk::new();
+    let mut trio = Trio::start_on(1, |node| match node {
+        2 => Arc::new(full.clone()),
+        _ => Arc::new(RealDisk),
+    });
+    full.set_faults(Faults {
+        fail_writes: true,
+        ..Faults::default()
+    });
+    for _ in 0..30 {
+        assert!(trio.append(Acks::All, 1_000).try_recv().unwrap().is_ok());
+        trio.run(100);
+        let follower = &trio.nodes[2].view;
+        assert_eq!((follower.leader(), follower.leader_epoch()), (0, 0));
+        assert!(!follower.follows(), "consumers would wait for nothing");
+    }
+    assert!(trio.nodes[2].view.high_watermark() < 10, "it is full");
+    full.set_faults(Faults::default());
+    trio.run(3_000);
+    assert_eq!(trio.nodes[2].view.high_watermark(), 30);
+    assert!(trio.nodes[2].view.follows());
+}
+
+#[test]
+fn a_leader_whose_disk_is_full_leads_no_more() {
+    let full = SimDisk::new();
+    let mut trio = Trio::start_on(1, |node| match node {
+        0 => Arc::new(full.clone()),
+        _ => Arc::new(RealDisk),
+    });
+    full.set_faults(Faults {
+        fail_writes: true,
+        ..Faults::default()
+    });
+    let mut refused = trio.append(Acks::All, 1_000);
+    assert!(matches!(
+        refused.try_recv().unwrap(),
+        Err(AppendError::Storage(_))
+    ));
+    assert_eq!(trio.nodes[0].view.leader(), -1, "it is not told as one");
+    trio.run(3_000);
+    assert!(trio.is_served_by(1) || trio.is_served_by(2));
 }

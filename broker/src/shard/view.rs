@@ -32,6 +32,8 @@ pub struct PartitionView {
     settled: AtomicU64,
     /// Led from here, and the first entry of the leader's term is committed.
     serving: AtomicBool,
+    /// Its leader has been heard of since it last could write.
+    follows: AtomicBool,
     deleted: AtomicBool,
     damaged: AtomicBool,
     failed: AtomicBool,
@@ -50,6 +52,7 @@ impl PartitionView {
             leader_epoch: AtomicI32::new(-1),
             settled: AtomicU64::new(0),
             serving: AtomicBool::new(false),
+            follows: AtomicBool::new(false),
             deleted: AtomicBool::new(false),
             damaged: AtomicBool::new(false),
             failed: AtomicBool::new(false),
@@ -100,7 +103,17 @@ impl PartitionView {
         self.failed.store(true, Ordering::Release);
     }
 
-    /// The broker that leads, as far as this replica knows; -1 if it knows of none.
+    /// Whether the replica takes part and has heard of a leader, so that it goes on as that does.
+    pub fn follows(&self) -> bool {
+        self.follows.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn publish_follows(&self, follows: bool) {
+        self.follows.store(follows, Ordering::Release);
+    }
+
+    /// The broker that leads, as far as this replica knows; -1 if it knows of none. One that cannot write may know of a leader that is
+    /// none any more.
     pub fn leader(&self) -> i32 {
         self.leader.load(Ordering::Acquire)
     }

@@ -376,7 +376,7 @@ pub fn check_leader(view: &PartitionView, current_leader_epoch: i32) -> Result<(
 /// nothing.
 fn check_replica(view: &PartitionView, current_leader_epoch: i32) -> Result<(), ErrorCode> {
     check_epoch(view, current_leader_epoch)?;
-    match view.is_serving() || view.leader() >= 0 {
+    match view.is_serving() || view.follows() {
         true => Ok(()),
         false => Err(ErrorCode::NotLeaderOrFollower),
     }
@@ -495,11 +495,14 @@ mod tests {
         let nobody = Err(ErrorCode::NotLeaderOrFollower);
         assert_eq!(check_replica(&view, -1), nobody);
         view.publish_leadership(2, 5, false);
+        assert_eq!(check_replica(&view, -1), nobody, "it only knows one");
+        view.publish_follows(true);
         assert_eq!(check_replica(&view, -1), Ok(()));
         assert_eq!(check_replica(&view, 5), Ok(()));
         assert_eq!(check_replica(&view, 4), Err(ErrorCode::FencedLeaderEpoch));
         assert_eq!(check_replica(&view, 6), Err(ErrorCode::UnknownLeaderEpoch));
         assert_eq!(check_leader(&view, 5), nobody);
+        view.publish_follows(false);
         view.publish_leadership(-1, 6, false);
         assert_eq!(check_replica(&view, -1), nobody, "it follows nobody");
     }

@@ -17,7 +17,17 @@ impl Partition {
             return;
         };
         let serving = group.may_serve();
-        let leader = group.leader().map_or(-1, broker_id);
+        let leader = match group.leader() {
+            Some(leader) => broker_id(leader),
+            // Started anew after its disk was full, it has not heard of its leader yet, which is no sign that there is none.
+            None if group.is_follower()
+                && group.term().leader_epoch() == self.view.leader_epoch() =>
+            {
+                self.other_leader()
+            }
+            None => -1,
+        };
+        self.view.publish_follows(group.leader().is_some());
         // A term in which nobody has won is no leader's epoch: it may be forgotten again, if it could not be
         // saved, and what was marked with it would be newer than every leader to come.
         let epoch = match group.leader() {
@@ -89,7 +99,11 @@ impl Partition {
         self.leads = false;
         self.has_ended |= !alone;
         // Where other replicas may take over, reads are theirs to answer.
-        let leader = if alone { broker_id(self.raft_id) } else { -1 };
+        let leader = match alone {
+            true => broker_id(self.raft_id),
+            false => self.other_leader(),
+        };
+        self.view.publish_follows(false);
         self.view
             .publish_leadership(leader, self.view.leader_epoch(), alone);
     }
@@ -161,8 +175,19 @@ impl Partition {
         self.fail_pending(reason);
         self.producers.drop_in_flight();
         if !alone {
+            self.view.publish_follows(false);
             self.view
-                .publish_leadership(-1, self.view.leader_epoch(), false);
+                .publish_leadership(self.other_leader(), self.view.leader_epoch(), false);
+        }
+    }
+
+    /// Who leads as far as is known, if that is another replica: it does so whatever becomes of this one, and clients that ask this
+    /// broker have to hear of it.
+    fn other_leader(&self) -> i32 {
+        let leader = self.view.leader();
+        match leader == broker_id(self.raft_id) {
+            true => -1,
+            false => leader,
         }
     }
 
