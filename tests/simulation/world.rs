@@ -1015,6 +1015,7 @@ pub fn is_expected(error: &AppendError) -> bool {
         error,
         AppendError::Storage(_)
             | AppendError::NotLeader
+            | AppendError::PredecessorRefused
             | AppendError::OutOfOrderSequence(_)
             | AppendError::NotEnoughReplicas { .. }
             | AppendError::NotEnoughReplicasAfterAppend { .. }

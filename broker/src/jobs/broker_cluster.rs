@@ -31,9 +31,11 @@ impl JobLog for PartitionHandle {
         Box::pin(async move {
             match pending.answer().await {
                 Ok(appended) => Ok(appended.base_offset),
-                Err(AppendError::NotLeader | AppendError::UnknownPartition) => {
-                    Err(LogError::NotLeader)
-                }
+                Err(
+                    AppendError::NotLeader
+                    | AppendError::PredecessorRefused
+                    | AppendError::UnknownPartition,
+                ) => Err(LogError::NotLeader),
                 Err(error) => Err(LogError::Failed(error.to_string())),
             }
         })

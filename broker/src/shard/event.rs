@@ -64,6 +64,9 @@ pub struct Appended {
 pub enum AppendError {
     #[error("this broker does not lead the partition")]
     NotLeader,
+    /// See [`crate::shard::partition::Partition::append`]; nothing else is wrong with it.
+    #[error("a batch that comes before this one has been refused, and has to be sent again first")]
+    PredecessorRefused,
     #[error("the partition does not exist on this broker")]
     UnknownPartition,
     #[error("out of order sequence: {0}")]
@@ -95,7 +98,7 @@ impl AppendError {
     /// (KAFKA-14034).
     pub fn code(&self) -> ErrorCode {
         match self {
-            Self::NotLeader => ErrorCode::NotLeaderOrFollower,
+            Self::NotLeader | Self::PredecessorRefused => ErrorCode::NotLeaderOrFollower,
             Self::UnknownPartition => ErrorCode::UnknownTopicOrPartition,
             Self::OutOfOrderSequence(_) => ErrorCode::OutOfOrderSequenceNumber,
             Self::InvalidProducerEpoch(_) => ErrorCode::InvalidProducerEpoch,

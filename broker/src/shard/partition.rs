@@ -3,6 +3,7 @@
 mod append;
 mod drive;
 mod life;
+mod refusals;
 mod upkeep;
 
 use std::collections::VecDeque;
@@ -16,6 +17,7 @@ use streamgauge_storage::log::{Log, LogConfig, SyncTicket};
 use streamgauge_storage::producer_state::{ProducerState, Verifications};
 use tokio::sync::oneshot;
 
+use self::refusals::Refusals;
 use super::event::{AppendError, Appended, DeleteRecordsError, EpochEnd, ReplicaPosition};
 use super::view::PartitionView;
 use crate::config::{Flush, TopicConfig};
@@ -92,6 +94,7 @@ pub struct Partition {
     life: Life,
     incarnation: u32,
     producers: ProducerState,
+    refusals: Refusals,
     /// Of transactions, while this replica leads.
     verifications: Verifications,
     /// Appends that are answered once they are written.
@@ -146,6 +149,7 @@ impl Partition {
             incarnation: 0,
             producers,
             verifications: Verifications::default(),
+            refusals: Refusals::default(),
             unwritten: Vec::new(),
             pending: VecDeque::new(),
             pending_deletes: VecDeque::new(),

@@ -188,6 +188,14 @@ impl Trio {
         })
     }
 
+    /// A batch of an idempotent producer.
+    fn produce(&mut self, node: usize, sequence: i32) -> Result<Appended, AppendError> {
+        let mut batch = BatchBuilder::new().producer(7, 0, sequence);
+        batch.push(self.now_ms, None, Some(b"value"), &[]);
+        let mut answer = self.append_to(node, batch.build().unwrap(), |_| {});
+        answer.try_recv().unwrap()
+    }
+
     /// Appends a client's batch to that broker's replica, or one that `with` says more of.
     pub(super) fn append_to(
         &mut self,
@@ -614,4 +622,64 @@ fn a_leader_whose_disk_is_full_leads_no_more() {
     assert_eq!(trio.nodes[0].view.leader(), -1, "it is not told as one");
     trio.run(3_000);
     assert!(trio.is_served_by(1) || trio.is_served_by(2));
+}
+
+/// A producer sends several batches one after the other: what was refused of the first is refused of those that follow.
+#[test]
+fn no_gap_is_told_of_that_a_refusal_has_made() {
+    let mut trio = Trio::start(1);
+    assert!(trio.produce(0, 0).is_ok());
+    trio.nodes[0].is_cut_off = true;
+    let mut leader = None;
+    while leader.is_none() {
+        for node in [1, 2] {
+            // It asks whoever may lead next.
+            assert!(trio.produce(node, 1).is_err());
+        }
+        trio.run(100);
+        leader = [1, 2].into_iter().find(|node| trio.is_served_by(*node));
+    }
+    let leader = leader.unwrap();
+    assert_eq!(
+        trio.produce(leader, 2),
+        Err(AppendError::PredecessorRefused)
+    );
+    assert_eq!(
+        trio.produce(leader, 3),
+        Err(AppendError::PredecessorRefused)
+    );
+    for sequence in 1..4 {
+        assert!(trio.produce(leader, sequence).is_ok());
+    }
+    assert!(
+        matches!(
+            trio.produce(leader, 5),
+            Err(AppendError::OutOfOrderSequence(_))
+        ),
+        "this gap is the producer's"
+    );
+}
+
+#[test]
+fn no_gap_is_told_of_that_too_few_replicas_have_made() {
+    let mut trio = Trio::start(3);
+    assert!(trio.produce(0, 0).is_ok());
+    trio.nodes[2].is_cut_off = true;
+    trio.append(Acks::All, 1_000);
+    trio.run(31_000);
+    let too_few = AppendError::NotEnoughReplicas {
+        in_sync: 2,
+        wanted: 3,
+    };
+    assert_eq!(trio.produce(0, 1), Err(too_few.clone()));
+    trio.nodes[2].is_cut_off = false;
+    trio.run(1_000);
+    assert_eq!(trio.produce(0, 2), Err(AppendError::PredecessorRefused));
+    trio.run(2_000);
+    assert!(
+        matches!(trio.produce(0, 2), Err(AppendError::OutOfOrderSequence(_))),
+        "it was not under way when the other was refused"
+    );
+    assert!(trio.produce(0, 1).is_ok());
+    assert!(trio.produce(0, 2).is_ok());
 }

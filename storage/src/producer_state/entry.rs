@@ -66,6 +66,20 @@ impl ProducerEntry {
         self.batches.back().map_or(-1, |batch| batch.last_offset)
     }
 
+    /// Whether a client's batch comes too early: others of its epoch are to come before it.
+    pub fn is_before_gap(&self, batch: &ProducerBatch) -> bool {
+        if batch.base_sequence <= 0 || batch.producer_epoch < self.producer_epoch {
+            return false;
+        }
+        let last = match batch.producer_epoch == self.producer_epoch {
+            true => self.last_sequence(),
+            false => NO_SEQUENCE,
+        };
+        let ahead = i64::from(batch.base_sequence) - (i64::from(last) + 1);
+        // In the ring of sequences, what is more than half of it ahead is behind.
+        (1..SEQUENCES / 2).contains(&ahead.rem_euclid(SEQUENCES))
+    }
+
     /// The retained batch with the same epoch and the same first and last sequence.
     pub(super) fn find_duplicate(&self, batch: &ProducerBatch) -> Option<&BatchMetadata> {
         if !matches!(batch.kind, ProducerBatchKind::Data { .. })
@@ -208,6 +222,9 @@ impl BatchMetadata {
         sequence_before(self.last_sequence, self.offset_delta)
     }
 }
+
+/// How many sequences there are before they begin with 0 again.
+const SEQUENCES: i64 = 1 << 31;
 
 /// Whether `next` is the sequence right after `last`; 0 follows `i32::MAX`.
 pub fn sequence_follows(last: i32, next: i32) -> bool {

@@ -345,3 +345,22 @@ fn damaged_snapshots_are_refused_at_every_byte_and_length() {
         );
     }
 }
+
+#[test]
+fn a_batch_that_comes_too_early_is_told_from_one_that_comes_again() {
+    let state = committed(&[batch(1, 0, 3, 0)]);
+    let is_early = |epoch, sequence| {
+        let tip = state.tip(7).unwrap();
+        tip.is_before_gap(&batch(epoch, sequence, 1, 3))
+    };
+    assert!(is_early(1, 4) && is_early(2, 1));
+    for (epoch, sequence) in [(1, 3), (1, 2), (1, 0), (2, 0), (0, 9), (1, NO_SEQUENCE)] {
+        assert!(!is_early(epoch, sequence), "{epoch} {sequence}");
+    }
+    // Sequences begin with 0 again.
+    let state = committed(&[batch(1, i32::MAX - 1, 1, 0)]);
+    let tip = state.tip(7).unwrap();
+    assert!(tip.is_before_gap(&batch(1, 1, 1, 1)));
+    assert!(!tip.is_before_gap(&batch(1, i32::MAX, 1, 1)));
+    assert!(!tip.is_before_gap(&batch(1, i32::MAX - 9, 1, 1)));
+}

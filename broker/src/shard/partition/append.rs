@@ -6,6 +6,7 @@ use bytes::Bytes;
 use streamgauge_protocol::batch::validate::with_timestamps;
 use streamgauge_protocol::batch::{BatchHeader, StampedBatch, TimestampType as BatchTimestampType};
 use streamgauge_storage::RaftIndex;
+use streamgauge_storage::log::Log;
 use streamgauge_storage::producer_state::{
     AppendOrigin, ProducerBatch, ProducerBatchKind, ProducerState, ProducerStateError,
     TransactionMarker, Verdict, Verification, VerificationGuard, Verifications,
@@ -35,7 +36,17 @@ impl Partition {
         }
         // A client that has gone away does not want to know.
         match self.propose(batch, acks, (origin, guard), now_ms) {
-            Err(error) => drop(reply.send(Err(error))),
+            Err(error) => {
+                if matches!(
+                    error,
+                    AppendError::NotLeader
+                        | AppendError::NotEnoughReplicas { .. }
+                        | AppendError::Storage(_)
+                ) {
+                    self.refusals.note(self.log_end(), now_ms);
+                }
+                drop(reply.send(Err(error)));
+            }
             Ok(Proposed::Done(appended)) => drop(reply.send(Ok(appended))),
             Ok(Proposed::AtCommit { index, appended }) => match acks {
                 // Who wants no answer is told all the same: silence would be taken for an error,
@@ -102,6 +113,11 @@ impl Partition {
         let marker = marker_of(&header, &batch, origin)?;
         let from_producer = ProducerBatch::from_header(&placed_header, marker);
         if let Some(batch) = &from_producer {
+            let tip = self.producers.tip(batch.producer_id);
+            if origin == AppendOrigin::Client && self.refusals.may_have_made_gap(batch, tip, now_ms)
+            {
+                return Err(AppendError::PredecessorRefused);
+            }
             match self.producers.check(batch, origin) {
                 Verdict::Append => {}
                 Verdict::Duplicate(original) => {
@@ -139,6 +155,12 @@ impl Partition {
             index,
             appended: placed(base_offset, placed_header.last_offset()),
         })
+    }
+
+    /// The offset after all that has been written or proposed here.
+    fn log_end(&self) -> i64 {
+        let written = self.log().map_or(0, Log::next_offset);
+        written.max(self.next_offset)
     }
 
     /// See [`crate::shard::event::Event::BeginVerification`].
