@@ -81,6 +81,33 @@ fn all_that_brokers_say_to_each_other_goes_through_the_links() {
     assert!(!sends_clients_away(&cluster, cut_off));
 }
 
+/// Clients may be sent to a leader that only the broker that they ask does not reach, and some ask no other.
+#[test]
+fn a_broker_tells_clients_of_leaders_that_only_it_does_not_reach() {
+    let mut cluster = Cluster::start("cluster-parted");
+    cluster.create_topic(TOPIC, 3);
+    cluster.wait_until_in_sync(TOPIC, TIME_MAX);
+    let [leader, parted, _] = NODES;
+    let partition = led_by(&cluster, leader);
+    cluster.part(leader, parted);
+    let begun = Instant::now();
+    while begun.elapsed() < CUT_TIME {
+        assert_eq!(cluster.bypasses(), [], "{parted} does not reach {leader}");
+        thread::sleep(Duration::from_millis(100));
+    }
+    // The link is closed at both ends by now.
+    let told = poll(TIME_MAX, || {
+        let told = cluster.metadata(parted, Some(TOPIC))?;
+        let partitions = &told.topics.first()?.partitions;
+        let known = partitions
+            .iter()
+            .find(|known| known.partition_index == partition)?;
+        (known.leader_id.0 == leader).then_some(())
+    });
+    assert!(told.is_some(), "{parted} tells of no leader");
+    assert_eq!(write(&cluster, leader, partition), Some(Ok(())));
+}
+
 /// Whether the broker ends a client's connection once it has said that it knows of no coordinator.
 fn sends_clients_away(cluster: &Cluster, id: i32) -> bool {
     let mut wire = Wire::connect(cluster.address(id));

@@ -33,7 +33,7 @@ pub async fn handle(context: Context, request: DescribeClusterRequest) -> Descri
         .controller
         .read(|image| image.brokers().cloned().collect());
     let brokers = known.into_iter().filter_map(|known| {
-        let is_fenced = !broker.cluster.is_alive(known.node_id);
+        let is_fenced = !broker.cluster.is_there(known.node_id);
         let answer = DescribeClusterBroker::default()
             .with_is_fenced(is_fenced)
             .with_broker_id(BrokerId(known.node_id))

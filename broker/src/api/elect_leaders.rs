@@ -146,7 +146,7 @@ fn need(broker: &Broker, topic: &str, index: i32, kind: i8) -> (Option<Partition
     };
     let led = broker
         .leadership(topic.topic_id, index)
-        .filter(|led| broker.cluster.is_alive(led.leader));
+        .filter(|led| broker.cluster.is_there(led.leader));
     (Some(key), decide(led.as_ref(), replicas, kind))
 }
 

@@ -168,7 +168,7 @@ pub fn describe(broker: &Broker, topic: &Arc<Topic>) -> MetadataResponseTopic {
                 .with_replica_nodes(brokers)
                 .with_offline_replicas(offline);
             match broker.leadership(topic.topic_id, index) {
-                Some(led) if broker.cluster.is_alive(led.leader) => answer
+                Some(led) if broker.cluster.is_there(led.leader) => answer
                     .with_leader_id(BrokerId(led.leader))
                     .with_leader_epoch(led.leader_epoch)
                     .with_isr_nodes(in_sync(led.in_sync, &replicas)),
