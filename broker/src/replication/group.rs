@@ -10,10 +10,7 @@
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use protobuf::Message as _;
-use raft::eraftpb::{
-    ConfChangeV2, Entry as RaftEntry, EntryType, HardState, Message, MessageType, Snapshot,
-};
+use raft::eraftpb::{Entry as RaftEntry, HardState, Message, MessageType};
 use raft::{Config, INVALID_ID, ProgressState, RawNode, SnapshotStatus, StateRole};
 use streamgauge_protocol::batch::{
     BATCH_PREFIX_BYTES, BatchHeader, StampedBatch, TransactionMarker,
@@ -22,14 +19,17 @@ use streamgauge_storage::log::Log;
 use streamgauge_storage::{RaftIndex, StorageError, Term};
 
 use super::followers::Followers;
-use super::log_storage::{InternalKind, LogStorage, NotABatch, internal_kind, to_log_entry};
+use super::log_storage::{InternalKind, LogStorage, NotABatch};
 use super::membership::{Membership, Target};
 use super::raft_logger;
 use super::start_here::{StartHere, StartHereError};
 
 mod assignment;
+mod election;
 mod members;
 mod pace;
+mod proposals;
+mod ready;
 mod rest;
 
 pub use members::Member;
@@ -281,26 +281,6 @@ impl RaftGroup {
         Ok(group)
     }
 
-    /// Crate `raft` draws timeouts from the thread's generator whenever term or role changes; this
-    /// replaces what it drew.
-    fn draw_election_timeout(&mut self) {
-        self.random ^= self.random << 13;
-        self.random ^= self.random >> 7;
-        self.random ^= self.random << 17;
-        let ticks = ELECTION_TICKS + (self.random >> 11) as usize % ELECTION_TICKS;
-        let raft = &mut self.raw.raft;
-        raft.set_randomized_election_timeout(ticks);
-        self.drawn_for = (raft.term, raft.state);
-    }
-
-    fn changed(&mut self) {
-        let raft = &self.raw.raft;
-        if self.drawn_for != (raft.term, raft.state) {
-            self.followers.clear();
-            self.draw_election_timeout();
-        }
-    }
-
     /// [`TICK_MS`] have passed.
     pub fn tick(&mut self) {
         if self.relies_on().is_some() {
@@ -316,17 +296,6 @@ impl RaftGroup {
         if self.ticks.is_multiple_of(ELECTION_TICKS as u64) {
             self.tell_again_where_to_begin();
         }
-    }
-
-    /// Raft panics in a replica that stands for election while the start of its new log does not
-    /// count as applied, and in one that elects itself before its log is synced. One that joins again
-    /// does not know yet who votes.
-    fn may_campaign(&self) -> bool {
-        let log = &self.raw.raft.raft_log;
-        let membership = self.membership();
-        self.started_in.is_none()
-            && !membership.is_joining()
-            && (log.persisted == log.last_index() || !membership.is_sole_voter(self.raw.raft.id))
     }
 
     /// Raft sends nothing to a replica that it has told where to begin until it is told what came
@@ -419,34 +388,6 @@ impl RaftGroup {
         raft.leader_id == INVALID_ID && raft.raft_log.last_term() == 0
     }
 
-    /// Stands for election without waiting; asks first whether it would be elected (pre-vote).
-    pub fn campaign(&mut self) {
-        // An election that is under way already goes on.
-        if !self.may_campaign() {
-            return;
-        }
-        if self.raw.raft.state == StateRole::Follower || self.ticks.is_multiple_of(3) {
-            let _ = self.raw.campaign();
-            self.changed();
-        }
-    }
-
-    /// The connection to that replica is lost. If it leads, it is not waited for as long as silence
-    /// alone would be: the others, who lose it too, vote soon. (A leader that is still there for the
-    /// others is protected by pre-vote: they do not answer while they hear of it.)
-    pub fn lost(&mut self, raft_id: u64) {
-        self.followers.lost(raft_id);
-        if self.raw.raft.leader_id != raft_id {
-            return;
-        }
-        let term = self.raw.raft.term;
-        self.raw.raft.become_follower(term, INVALID_ID);
-        self.draw_election_timeout();
-        let ticks = self.raw.raft.randomized_election_timeout();
-        let soon = 1 + (self.random >> 20) as usize % ELECTION_SOON_TICKS;
-        self.raw.raft.election_elapsed = ticks - soon;
-    }
-
     /// The Raft id of the leader as far as known here.
     pub fn leader(&self) -> Option<u64> {
         let id = self.raw.raft.leader_id;
@@ -507,326 +448,6 @@ impl RaftGroup {
 
     pub fn committed(&self) -> RaftIndex {
         self.committed
-    }
-
-    /// The index that the next proposed entry takes.
-    pub fn next_index(&self) -> RaftIndex {
-        RaftIndex(self.raw.raft.raft_log.last_index() + self.proposals.len() as u64 + 1)
-    }
-
-    /// Proposes one batch that has been stamped with its offset and this leader's epoch.
-    ///
-    /// The stamped prefix travels in the entry's context and the rest, a slice of the client's
-    /// frame, in its data: nothing is copied. A follower would forward a proposal to its leader,
-    /// where the offset could be anybody's; so only a leader takes one.
-    pub fn propose(&mut self, batch: StampedBatch) -> Result<RaftIndex, GroupError> {
-        if !self.is_leader() {
-            return Err(GroupError::NotLeader);
-        }
-        self.propose_entry(RaftEntry {
-            context: bytes::Bytes::copy_from_slice(batch.prefix()),
-            data: batch.body().clone(),
-            ..RaftEntry::default()
-        })
-    }
-
-    /// Proposes that the log start offset be moved up, on all replicas.
-    pub fn propose_log_start(&mut self, offset: i64) -> Result<RaftIndex, GroupError> {
-        if !self.is_leader() {
-            return Err(GroupError::NotLeader);
-        }
-        self.propose_entry(RaftEntry {
-            context: bytes::Bytes::from_static(&[InternalKind::LogStart as u8]),
-            data: bytes::Bytes::copy_from_slice(&offset.to_be_bytes()),
-            ..RaftEntry::default()
-        })
-    }
-
-    /// All that is proposed between two turns goes to Raft, and to each follower, as one message.
-    fn propose_entry(&mut self, entry: RaftEntry) -> Result<RaftIndex, GroupError> {
-        if self.is_handing_over() {
-            return Err(GroupError::NotLeader);
-        }
-        if self.proposals.is_empty() {
-            self.proposals_term = self.term();
-        } else if self.proposals_term != self.term() {
-            return Err(GroupError::NotLeader);
-        }
-        let index = self.next_index();
-        self.proposals.push(entry);
-        Ok(index)
-    }
-
-    /// Whether Raft took what was proposed. It does not if the leadership was lost since, or is
-    /// being handed over.
-    fn hand_over_proposals(&mut self) -> Result<bool, GroupError> {
-        if self.proposals.is_empty() {
-            return Ok(true);
-        }
-        let entries = std::mem::take(&mut self.proposals);
-        if !self.is_leader() || self.proposals_term != self.term() {
-            self.step_under_way = None;
-            return Ok(false);
-        }
-        let mut message = Message {
-            from: self.raw.raft.id,
-            ..Message::default()
-        };
-        message.set_msg_type(MessageType::MsgPropose);
-        message.set_entries(entries.into());
-        match self.raw.raft.step(message) {
-            Ok(()) => Ok(true),
-            Err(raft::Error::ProposalDropped) => {
-                self.step_under_way = None;
-                Ok(false)
-            }
-            Err(error) => Err(GroupError::Propose(error)),
-        }
-    }
-
-    /// Whether [`Self::drive`] has anything to do.
-    pub fn has_ready(&self) -> bool {
-        !self.proposals.is_empty() || self.raw.has_ready()
-    }
-
-    /// The membership that the log's replacement, which the next turn makes, will come with. It must be
-    /// durable before: the new log does not tell it, and the old one does not contradict it.
-    pub fn membership_to_come(&self, now_ms: i64) -> Option<Membership> {
-        let snapshot = self.raw.snap()?;
-        let metadata = snapshot.get_metadata();
-        let (index, term) = (RaftIndex(metadata.index), Term(metadata.term));
-        let start = StartHere::decode(index, term, &snapshot.data, now_ms).ok()?;
-        Some(Membership {
-            conf: metadata.get_conf_state().clone(),
-            index: start.conf_index,
-            settled: start.settled,
-            joins_after: self.membership().joins_after,
-        })
-    }
-
-    /// Takes what Raft has ready: appends its entries to the log, applies membership changes and
-    /// reports what the caller must save, sync and send.
-    ///
-    /// After an error the group must not be driven again; [`Self::into_parts`] gives its log back.
-    pub fn drive(&mut self, now_ms: i64) -> Result<Progress, GroupError> {
-        self.check_readable()?;
-        let mut progress = Progress {
-            proposals_refused: !self.hand_over_proposals()?,
-            ..Progress::default()
-        };
-        let mut ready = self.raw.ready();
-        progress.messages = ready.take_messages();
-        let mut after_sync = ready.take_persisted_messages();
-        self.charge(&progress.messages);
-        self.mark_messages(&mut progress.messages);
-        self.mark_messages(&mut after_sync);
-        self.stamp_messages(&mut progress.messages);
-        self.stamp_messages(&mut after_sync);
-        if ready.snapshot().get_metadata().index > 0 {
-            let start = self.start_anew(ready.snapshot(), now_ms)?;
-            progress.membership_changed = true;
-            progress.committed = Some(start.start.index);
-            progress.started_anew = Some(Box::new(start));
-        }
-        let entries = ready.take_entries();
-        if let Some(first) = entries.first() {
-            progress.replicated = self.append(first.index, &entries, now_ms)?;
-        }
-        if let Some(hard_state) = ready.hs() {
-            self.raw.mut_store().hard_state = hard_state.clone();
-            if ready.must_sync() {
-                progress.hard_state = Some(hard_state.clone());
-            }
-        }
-        if ready.must_sync() {
-            progress.ready_number = Some(ready.number());
-        }
-        let number = ready.number();
-        let committed = ready.take_committed_entries();
-        self.raw.advance_append_async(ready);
-        if progress.started_anew.is_some() {
-            self.started_in = Some((number, self.committed.0));
-        }
-        self.last_ready = number;
-        if progress.ready_number.is_some() {
-            self.unsynced.push_back(number);
-        } else if self.unsynced.is_empty() {
-            self.raw.on_persist_ready(number);
-        }
-        if !after_sync.is_empty() {
-            self.held_back.push_back((number, after_sync));
-        }
-        progress.messages.extend(self.release());
-        self.apply(committed, &mut progress)?;
-        self.changed();
-        self.hold_members();
-        Ok(progress)
-    }
-
-    /// A leader whose log cannot be read cannot bring up others. The only voter goes on: there is nobody else.
-    fn check_readable(&self) -> Result<(), GroupError> {
-        let Some(error) = self.raw.store().unread.take() else {
-            return Ok(());
-        };
-        if self.membership().is_sole_voter(self.raw.raft.id) {
-            tracing::error!(%error, "the log cannot be read for a follower");
-            return Ok(());
-        }
-        Err(GroupError::Unreadable(error))
-    }
-
-    /// Replaces the log by an empty one that begins where the leader says.
-    fn start_anew(&mut self, snapshot: &Snapshot, now_ms: i64) -> Result<StartHere, GroupError> {
-        let metadata = snapshot.get_metadata();
-        let (index, term) = (RaftIndex(metadata.index), Term(metadata.term));
-        let start = StartHere::decode(index, term, &snapshot.data, now_ms)?;
-        let storage = self.raw.mut_store();
-        storage.log.start_anew(
-            start.start,
-            start.log_start_offset,
-            &start.producers,
-            now_ms,
-        )?;
-        storage.membership = Membership {
-            conf: metadata.get_conf_state().clone(),
-            index: start.conf_index,
-            settled: start.settled,
-            joins_after: storage.membership.joins_after,
-        };
-        self.committed = index;
-        Ok(start)
-    }
-
-    /// The messages that wait for nothing any more.
-    fn release(&mut self) -> Vec<Message> {
-        let mut released = Vec::new();
-        let first_unsynced = self.unsynced.front().copied().unwrap_or(u64::MAX);
-        while let Some((_, messages)) = self
-            .held_back
-            .pop_front_if(|(number, _)| *number < first_unsynced)
-        {
-            released.extend(messages);
-        }
-        released
-    }
-
-    fn append(
-        &mut self,
-        first: u64,
-        entries: &[RaftEntry],
-        now_ms: i64,
-    ) -> Result<Vec<Replicated>, GroupError> {
-        let term = self.raw.raft.term;
-        let is_leader = self.is_leader();
-        let log = self.log_mut();
-        if first <= log.last_index().0 {
-            log.truncate_from(RaftIndex(first))?;
-        }
-        let mut frames = Vec::with_capacity(entries.len());
-        let mut next_offset = log.next_offset();
-        for entry in entries {
-            let frame = to_log_entry(entry, next_offset)?;
-            next_offset = frame.batch.header().next_offset();
-            frames.push(frame);
-        }
-        log.append(&frames, now_ms)?;
-        if is_leader && self.term_start.is_none_or(|(of, _)| of != Term(term)) {
-            // A new leader's first entry is its no-op; earlier terms' entries are in the log already.
-            self.term_start = entries
-                .iter()
-                .find(|entry| entry.term == term)
-                .map(|entry| (Term(term), RaftIndex(entry.index)));
-        }
-        // What a leader writes it has proposed in this very term, and knows.
-        let is_own = is_leader && entries.iter().all(|entry| entry.term == term);
-        if is_own {
-            return Ok(Vec::new());
-        }
-        let replicated = frames.iter().map(|frame| Replicated {
-            header: frame.batch.header(),
-            marker: frame.batch.transaction_marker(),
-        });
-        Ok(replicated.collect())
-    }
-
-    fn apply(
-        &mut self,
-        committed: Vec<RaftEntry>,
-        progress: &mut Progress,
-    ) -> Result<(), GroupError> {
-        let Some(last) = committed.last() else {
-            return Ok(());
-        };
-        let last = RaftIndex(last.index);
-        for entry in &committed {
-            if entry.get_entry_type() == EntryType::EntryNormal {
-                let payload = entry.data.first_chunk();
-                match (internal_kind(entry), payload) {
-                    (Some(InternalKind::LogStart), Some(offset)) => {
-                        let offset = i64::from_be_bytes(*offset);
-                        progress.log_start_offset = progress.log_start_offset.max(Some(offset));
-                    }
-                    (Some(InternalKind::Settled), Some(epoch)) => {
-                        let membership = &mut self.raw.mut_store().membership;
-                        membership.settled = membership.settled.max(u64::from_be_bytes(*epoch));
-                        progress.membership_changed = true;
-                    }
-                    _ => {}
-                }
-                continue;
-            }
-            if entry.index <= self.membership().index {
-                // The leader's place to begin came with a membership that includes it.
-                continue;
-            }
-            let change = ConfChangeV2::parse_from_bytes(&entry.data)
-                .map_err(|error| GroupError::ConfChange(error.to_string()))?;
-            let conf_state = self.raw.apply_conf_change(&change).map_err(|error| {
-                let (index, members) = (entry.index, self.membership());
-                GroupError::ConfChange(format!("entry {index} after {members:?}: {error}"))
-            })?;
-            tracing::info!(
-                ?conf_state,
-                index = entry.index,
-                "the group's members changed"
-            );
-            let membership = &mut self.raw.mut_store().membership;
-            membership.conf = conf_state;
-            membership.index = entry.index;
-            let members = self.raw.raft.prs();
-            self.followers.keep_only(|id| members.get(id).is_some());
-            progress.membership_changed = true;
-            self.leave_if_removed();
-        }
-        self.raw.advance_apply_to(last.0);
-        self.committed = last;
-        progress.committed = Some(last);
-        Ok(())
-    }
-
-    /// Whether nothing but the `Ready` with that number waits for a sync.
-    pub fn only_waits_for(&self, ready_number: u64) -> bool {
-        self.unsynced.iter().all(|number| *number == ready_number)
-    }
-
-    /// The log and the hard state of that `Ready`, and of those before it, are synced. Returns the
-    /// messages that waited for it.
-    #[must_use]
-    pub fn persisted(&mut self, ready_number: u64) -> Vec<Message> {
-        while self
-            .unsynced
-            .pop_front_if(|number| *number <= ready_number)
-            .is_some()
-        {}
-        let through = match self.unsynced.is_empty() {
-            true => self.last_ready,
-            false => ready_number,
-        };
-        self.raw.on_persist_ready(through);
-        if let Some((_, index)) = self.started_in.take_if(|(number, _)| *number <= through) {
-            self.raw.advance_apply_to(index);
-        }
-        self.release()
     }
 }
 
