@@ -3,15 +3,10 @@
 use std::time::{Duration, Instant};
 use std::{iter, thread};
 
-use bytes::Bytes;
 use streamgauge_protocol::ErrorCode;
-use streamgauge_protocol::batch::BatchBuilder;
 use streamgauge_protocol::messages::error::ParseResponseErrorCode;
 use streamgauge_protocol::messages::messages::create_topics_request::CreatableTopic;
-use streamgauge_protocol::messages::messages::produce_request::{
-    PartitionProduceData, TopicProduceData,
-};
-use streamgauge_protocol::messages::messages::{CreateTopicsRequest, ProduceRequest, TopicName};
+use streamgauge_protocol::messages::messages::{CreateTopicsRequest, TopicName};
 use streamgauge_protocol::messages::protocol::StrBytes;
 use streamgauge_tests::cluster::{Cluster, Cut, NODES};
 use streamgauge_tests::process::poll;
@@ -22,7 +17,6 @@ const TIME_MAX: Duration = Duration::from_secs(30);
 /// Longer than the silence after which a broker closes a link and dials anew.
 const CUT_TIME: Duration = Duration::from_secs(7);
 const FIND_COORDINATOR: i16 = 10;
-const PRODUCE_VERSION: i16 = 9;
 const CREATE_TOPICS_VERSION: i16 = 5;
 /// Shorter than the harness waits for an answer.
 const WAIT_MS: i32 = 2_000;
@@ -50,7 +44,7 @@ fn all_that_brokers_say_to_each_other_goes_through_the_links() {
     let next = cluster.leader(TOPIC, partition);
     assert_ne!(next, cut_off);
     while begun.elapsed() < CUT_TIME {
-        assert_ne!(write(&cluster, cut_off, partition), Some(Ok(())));
+        assert_ne!(cluster.write(cut_off, TOPIC, partition), Some(Ok(())));
         assert_ne!(create_topic(&cluster, cut_off, "nowhere"), Some(Ok(())));
         assert_eq!(cluster.bypasses(), [], "broker {cut_off} is cut off");
         thread::sleep(Duration::from_millis(100));
@@ -65,7 +59,7 @@ fn all_that_brokers_say_to_each_other_goes_through_the_links() {
         let done = poll(TIME_MAX, || {
             let leader = cluster.leader(TOPIC, partition);
             create_topic(&cluster, id, &topic)?.ok()?;
-            write(&cluster, leader, partition)?.ok()
+            cluster.write(leader, TOPIC, partition)?.ok()
         });
         assert!(done.is_some(), "the others do not go on without {cut_off}");
     }
@@ -105,7 +99,7 @@ fn a_broker_tells_clients_of_leaders_that_only_it_does_not_reach() {
         (known.leader_id.0 == leader).then_some(())
     });
     assert!(told.is_some(), "{parted} tells of no leader");
-    assert_eq!(write(&cluster, leader, partition), Some(Ok(())));
+    assert_eq!(cluster.write(leader, TOPIC, partition), Some(Ok(())));
 }
 
 /// Whether the broker ends a client's connection once it has said that it knows of no coordinator.
@@ -160,27 +154,6 @@ fn led_by(cluster: &Cluster, id: i32) -> i32 {
     cluster.wait_until_in_sync(TOPIC, TIME_MAX);
     assert_eq!(cluster.leader(TOPIC, 0), id, "it was the only replica");
     0
-}
-
-/// One record to that broker with acks=all; `None` if it does not answer.
-fn write(cluster: &Cluster, id: i32, partition: i32) -> Option<Result<(), ErrorCode>> {
-    let batch = BatchBuilder::new()
-        .record(1_000, None, Some(&Bytes::from_static(b"value")))
-        .build()
-        .expect("a good batch");
-    let data = PartitionProduceData::default()
-        .with_index(partition)
-        .with_records(Some(batch));
-    let topic = TopicProduceData::default()
-        .with_name(TopicName(StrBytes::from_static_str(TOPIC)))
-        .with_partition_data(vec![data]);
-    let request = ProduceRequest::default()
-        .with_acks(-1)
-        .with_timeout_ms(WAIT_MS)
-        .with_topic_data(vec![topic]);
-    let answer = cluster.ask(id, PRODUCE_VERSION, &request)?;
-    let partition = answer.responses.first()?.partition_responses.first()?;
-    Some(partition.error_code.err().map_or(Ok(()), Err))
 }
 
 fn create_topic(cluster: &Cluster, id: i32, name: &str) -> Option<Result<(), ErrorCode>> {

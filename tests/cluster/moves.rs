@@ -4,7 +4,7 @@ use std::fs;
 use std::time::{Duration, Instant};
 
 use streamgauge_tests::broker::streamgauge;
-use streamgauge_tests::cluster::Cluster;
+use streamgauge_tests::cluster::{Cluster, NODES};
 use streamgauge_tests::fetch::java;
 use streamgauge_tests::process::{poll, run_with_input};
 
@@ -155,5 +155,51 @@ fn kafka_reassign_partitions_throttles() {
             &format!("--describe --entity-type {entity}"),
         );
         assert!(!said.contains("throttled"), "{said}");
+    }
+}
+
+/// What is committed is saved with what comes later only: after a power cut brokers hear of their last moves once more.
+#[test]
+fn replicas_that_came_back_survive_the_loss_of_all_brokers() {
+    let mut cluster = Cluster::start("cluster-back-again");
+    cluster.create_topic("back", 3);
+    for round in 0..3 {
+        for partition in 0..3 {
+            let written = poll(Duration::from_secs(30), || {
+                let leader = cluster.leader("back", partition);
+                cluster.write(leader, "back", partition)?.ok()
+            });
+            assert!(written.is_some(), "{partition} in round {round}");
+        }
+        for replicas in [&[2][..], &NODES] {
+            for partition in 0..3 {
+                cluster.reassign("back", partition, Some(replicas));
+            }
+            cluster.wait_until_moved(Duration::from_secs(30));
+        }
+        cluster.wait_until_in_sync("back", Duration::from_secs(30));
+        for id in NODES {
+            cluster.kill(id);
+        }
+        for id in NODES {
+            cluster.launch(id);
+        }
+        cluster.wait_until_whole();
+        cluster.wait_until_in_sync("back", Duration::from_secs(30));
+        for id in NODES {
+            for partition in 0..3 {
+                let log = cluster.data_dir(id).join(format!("back-{partition}"));
+                let log = fs::read(log.join("00000000000000000000.log")).expect("a log");
+                assert!(!log.is_empty(), "{partition} on {id} in round {round}");
+            }
+            let said = cluster.data_dir(id).with_file_name("broker.log");
+            let said = fs::read_to_string(said).expect("a broker's log");
+            let removed = said.matches("replica moved away").count();
+            assert_eq!(
+                removed,
+                if id == 2 { 0 } else { 3 * (round + 1) },
+                "{id} in round {round}"
+            );
+        }
     }
 }

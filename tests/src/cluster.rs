@@ -11,16 +11,23 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use rustix::process::{Pid, Signal, kill_process};
+use streamgauge_protocol::ErrorCode;
+use streamgauge_protocol::batch::BatchBuilder;
 use streamgauge_protocol::frame::{decode_response, encode_request};
+use streamgauge_protocol::messages::error::ParseResponseErrorCode;
 use streamgauge_protocol::messages::messages::alter_partition_reassignments_request::{
     ReassignablePartition, ReassignableTopic,
 };
 use streamgauge_protocol::messages::messages::create_topics_request::CreatableTopic;
 use streamgauge_protocol::messages::messages::metadata_request::MetadataRequestTopic;
 use streamgauge_protocol::messages::messages::metadata_response::MetadataResponsePartition;
+use streamgauge_protocol::messages::messages::produce_request::{
+    PartitionProduceData, TopicProduceData,
+};
 use streamgauge_protocol::messages::messages::{
     AlterPartitionReassignmentsRequest, BrokerId, CreateTopicsRequest,
-    ListPartitionReassignmentsRequest, MetadataRequest, MetadataResponse, TopicName,
+    ListPartitionReassignmentsRequest, MetadataRequest, MetadataResponse, ProduceRequest,
+    TopicName,
 };
 use streamgauge_protocol::messages::protocol::{Decodable, HeaderVersion, Request, StrBytes};
 
@@ -38,6 +45,7 @@ const ANSWER_TIME_MAX: Duration = Duration::from_secs(3);
 const ANSWER_BYTES_MAX: usize = 16 << 20;
 const METADATA_VERSION: i16 = 9;
 const CREATE_TOPICS_VERSION: i16 = 5;
+const PRODUCE_VERSION: i16 = 9;
 const NO_REASSIGNMENT_IN_PROGRESS: i16 = 85;
 
 const SETTINGS: [&str; 2] = [
@@ -399,6 +407,27 @@ impl Cluster {
             in_sync.is_some(),
             "not in sync after {time_max:?}: {last:?}"
         );
+    }
+
+    /// One record to that broker with acks=all; `None` if it does not answer.
+    pub fn write(&self, id: i32, topic: &str, partition: i32) -> Option<Result<(), ErrorCode>> {
+        let batch = BatchBuilder::new()
+            .record(1_000, None, Some(b"value"))
+            .build()
+            .expect("a good batch");
+        let data = PartitionProduceData::default()
+            .with_index(partition)
+            .with_records(Some(batch));
+        let topic = TopicProduceData::default()
+            .with_name(name(topic))
+            .with_partition_data(vec![data]);
+        let request = ProduceRequest::default()
+            .with_acks(-1)
+            .with_timeout_ms(2_000)
+            .with_topic_data(vec![topic]);
+        let answer = self.ask(id, PRODUCE_VERSION, &request)?;
+        let partition = answer.responses.first()?.partition_responses.first()?;
+        Some(partition.error_code.err().map_or(Ok(()), Err))
     }
 
     /// Makes a topic with three replicas; trying again is harmless.

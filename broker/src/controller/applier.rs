@@ -517,10 +517,17 @@ impl Applier {
             return;
         }
         let partition = handle.partition(index);
+        let epoch = topic.settled(index);
+        if let Some(partition) = &partition
+            && partition.view().has_come_after(epoch)
+        {
+            // Heard again after a restart, by a broker that did not know yet that this was committed. What follows has it come back.
+            return;
+        }
         handle.set_slot(index, Slot::Elsewhere);
         if let Some(partition) = partition {
             tracing::info!(topic = %handle.name, partition = index, "replica moved away");
-            partition.delete(Some(topic.settled(index))).await;
+            partition.delete(Some(epoch)).await;
         } else {
             // It could not be opened. The shard comes to this before it is asked to open another.
             self.remove_files(&topic, PartitionKey { topic_id, index });

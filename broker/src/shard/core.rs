@@ -534,7 +534,9 @@ impl Shard {
         let producers = log.recover_producers(log.offset_after(committed)?, now_ms)?;
         self.has_peers |= membership.has_others(own_id);
         let high_watermark = log.log_start_offset();
-        let view = Arc::new(PartitionView::new(key, log.reader(), high_watermark));
+        let joins_after = membership.joins_after;
+        let view = PartitionView::of_replica(key, log.reader(), high_watermark, joins_after);
+        let view = Arc::new(view);
         Partition::start(
             topic,
             directory,
@@ -578,7 +580,11 @@ impl Shard {
     fn remove_leftovers(&mut self, key: PartitionKey, directory: &Path, epoch: u64) {
         let topic_id = crate::ids::to_base64(key.topic_id);
         let is_left = Log::topic_id(&*self.disk, directory).as_ref() == Some(&topic_id);
-        if is_left && !self.by_key.contains_key(&key) {
+        // Without members the removal was interrupted; with them another replica has come since.
+        let has_come_again = self.hard_states.get(group_key(key)).is_some_and(|saved| {
+            saved.joins_after > 0 && saved.joins_after >= epoch && !saved.voters.is_empty()
+        });
+        if is_left && !has_come_again && !self.by_key.contains_key(&key) {
             self.remove_files(key, directory, Some(epoch));
         }
     }

@@ -229,6 +229,17 @@ fn start_node(
     node: i32,
     config: &Arc<TopicConfig>,
 ) -> Node {
+    let mut shard = open_shard(disk, directory, node);
+    let opened = open(&mut shard, directory, config, Target::default(), 0);
+    Node {
+        shard,
+        id: opened.id,
+        view: opened.view,
+        is_cut_off: false,
+    }
+}
+
+fn open_shard(disk: Arc<dyn Disk>, directory: &std::path::Path, node: i32) -> Shard {
     let settings = ShardSettings {
         broker_id: node,
         number: 0,
@@ -238,14 +249,7 @@ fn start_node(
         seed: 7 + u64::from(node.unsigned_abs()),
         quotas: Arc::default(),
     };
-    let mut shard = Shard::open(settings, disk, 0).unwrap();
-    let opened = open(&mut shard, directory, config, Target::default(), 0);
-    Node {
-        shard,
-        id: opened.id,
-        view: opened.view,
-        is_cut_off: false,
-    }
+    Shard::open(settings, disk, 0).unwrap()
 }
 
 fn open(
@@ -682,4 +686,34 @@ fn no_gap_is_told_of_that_too_few_replicas_have_made() {
     );
     assert!(trio.produce(0, 1).is_ok());
     assert!(trio.produce(0, 2).is_ok());
+}
+
+/// A broker that starts again may not know yet that its replica left and came back, and hears of both once more.
+#[test]
+fn a_replica_that_has_come_again_is_known_for_that_after_a_restart() {
+    let mut trio = Trio::start(1);
+    assert!(!trio.nodes[2].view.has_come_after(1));
+    trio.replace(2, 1, 2, &[0, 1, 2]);
+    trio.run(1_000);
+    let directory = trio.directory.path().join("2");
+    trio.nodes.pop();
+    let mut shard = open_shard(Arc::new(RealDisk), &directory, 2);
+    let files = directory.join("t-0");
+    let key = PartitionKey {
+        topic_id: Uuid::from_u128(9),
+        index: 0,
+    };
+    let leftovers = |epoch| Event::RemoveLeftovers {
+        key,
+        directory: files.clone(),
+        epoch,
+    };
+    shard.handle(leftovers(1), 0);
+    assert!(files.exists(), "it came after that");
+    let view = open(&mut shard, &directory, &trio.config, Target::default(), 0).view;
+    assert!(view.has_come_after(1) && !view.has_come_after(2));
+    drop(shard);
+    let mut shard = open_shard(Arc::new(RealDisk), &directory, 2);
+    shard.handle(leftovers(2), 0);
+    assert!(!files.exists(), "that left this one out");
 }

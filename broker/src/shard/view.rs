@@ -22,6 +22,8 @@ pub struct PartitionKey {
 pub struct PartitionView {
     key: PartitionKey,
     reader: LogReader,
+    /// See [`crate::replication::membership::Membership::joins_after`].
+    joins_after: u64,
     high_watermark: AtomicI64,
     last_stable_offset: AtomicI64,
     leader: AtomicI32,
@@ -42,9 +44,20 @@ pub struct PartitionView {
 
 impl PartitionView {
     pub fn new(key: PartitionKey, reader: LogReader, high_watermark: i64) -> Self {
+        Self::of_replica(key, reader, high_watermark, 0)
+    }
+
+    /// Of a replica that has come after an assignment without it; 0 if there was none.
+    pub(super) fn of_replica(
+        key: PartitionKey,
+        reader: LogReader,
+        high_watermark: i64,
+        joins_after: u64,
+    ) -> Self {
         Self {
             key,
             reader,
+            joins_after,
             high_watermark: AtomicI64::new(high_watermark),
             last_stable_offset: AtomicI64::new(high_watermark),
             leader: AtomicI32::new(-1),
@@ -62,6 +75,12 @@ impl PartitionView {
 
     pub fn key(&self) -> PartitionKey {
         self.key
+    }
+
+    /// Whether the replica has come after the assignment of that epoch, which left its predecessor out: a broker that starts again may
+    /// hear of that once more, if it did not know what was committed.
+    pub fn has_come_after(&self, epoch: u64) -> bool {
+        self.joins_after > 0 && self.joins_after >= epoch
     }
 
     pub fn reader(&self) -> &LogReader {
