@@ -225,6 +225,54 @@ fn a_topic_is_made_although_the_controller_dies() {
     }
 }
 
+/// Brokers that all lost power know late what was committed of the metadata: they must not take the files of a topic for those of one
+/// that had its name before.
+#[test]
+fn a_topic_that_has_the_name_of_a_deleted_one_survives_the_loss_of_all_brokers() {
+    const TOPIC: &str = "again";
+    const VALUES: usize = 5;
+    let mut cluster = Cluster::start("cluster-same-name");
+    for round in 0..3 {
+        cluster.create_topic(TOPIC, 3);
+        for partition in 0..3 {
+            for _ in 0..VALUES {
+                let written = poll(Duration::from_secs(30), || {
+                    let leader = cluster.leader(TOPIC, partition);
+                    cluster.write(leader, TOPIC, partition)?.ok()
+                });
+                assert!(written.is_some(), "{partition} in round {round}");
+            }
+        }
+        cluster.wait_until_in_sync(TOPIC, Duration::from_secs(30));
+        for id in NODES {
+            cluster.kill(id);
+        }
+        for id in NODES {
+            cluster.launch(id);
+        }
+        cluster.wait_until_whole();
+        cluster.wait_until_in_sync(TOPIC, Duration::from_secs(30));
+        for id in NODES {
+            for partition in 0..3 {
+                let log = cluster.data_dir(id).join(format!("{TOPIC}-{partition}"));
+                let log = fs::read(log.join("00000000000000000000.log")).expect("a log");
+                let values = log.windows(5).filter(|bytes| *bytes == b"value").count();
+                assert!(
+                    values >= VALUES,
+                    "{partition} on {id} in round {round}: {values}"
+                );
+            }
+            let said = cluster.data_dir(id).with_file_name("broker.log");
+            let said = fs::read_to_string(said).expect("a broker's log");
+            assert!(
+                !said.contains("do not count any more"),
+                "{id} in round {round}"
+            );
+        }
+        cluster.delete_topic(TOPIC);
+    }
+}
+
 /// Its votes and what it acknowledged are forgotten: it must not pass for its former self.
 #[test]
 fn a_broker_that_comes_back_with_an_empty_directory_is_refused() {

@@ -25,7 +25,7 @@ use streamgauge_protocol::messages::messages::produce_request::{
     PartitionProduceData, TopicProduceData,
 };
 use streamgauge_protocol::messages::messages::{
-    AlterPartitionReassignmentsRequest, BrokerId, CreateTopicsRequest,
+    AlterPartitionReassignmentsRequest, BrokerId, CreateTopicsRequest, DeleteTopicsRequest,
     ListPartitionReassignmentsRequest, MetadataRequest, MetadataResponse, ProduceRequest,
     TopicName,
 };
@@ -45,6 +45,7 @@ const ANSWER_TIME_MAX: Duration = Duration::from_secs(3);
 const ANSWER_BYTES_MAX: usize = 16 << 20;
 const METADATA_VERSION: i16 = 9;
 const CREATE_TOPICS_VERSION: i16 = 5;
+const DELETE_TOPICS_VERSION: i16 = 4;
 const PRODUCE_VERSION: i16 = 9;
 const NO_REASSIGNMENT_IN_PROGRESS: i16 = 85;
 
@@ -407,6 +408,25 @@ impl Cluster {
             in_sync.is_some(),
             "not in sync after {time_max:?}: {last:?}"
         );
+    }
+
+    /// Deletes a topic; no broker that is there has it any more when this returns.
+    pub fn delete_topic(&self, topic: &str) {
+        let request = DeleteTopicsRequest::default()
+            .with_topic_names(vec![name(topic)])
+            .with_timeout_ms(2_000);
+        let gone = poll(START_TIME_MAX, || {
+            for id in self.ready() {
+                let _ = self.ask(id, DELETE_TOPICS_VERSION, &request);
+            }
+            let ready = self.ready();
+            let mut told = ready.iter().map(|id| self.metadata(*id, Some(topic)));
+            told.all(|told| {
+                told.is_some_and(|told| told.topics.iter().all(|topic| topic.error_code == 3))
+            })
+            .then_some(())
+        });
+        assert!(gone.is_some(), "{topic} is still there");
     }
 
     /// One record to that broker with acks=all; `None` if it does not answer.

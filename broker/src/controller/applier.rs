@@ -143,6 +143,20 @@ fn target_of(topic: &Topic, index: i32) -> Target {
     }
 }
 
+/// Whether a record makes or removes files. It must be known to be committed after every restart then: what is made or removed by it,
+/// or by what comes after it, would else be taken for what an earlier one means. (A topic may have the name of a deleted one, and a
+/// replica may have come back.)
+fn has_effects(record: &MetadataRecord) -> bool {
+    matches!(
+        record,
+        MetadataRecord::Topic { .. }
+            | MetadataRecord::PartitionsAdded { .. }
+            | MetadataRecord::TopicRemoved { .. }
+            | MetadataRecord::PartitionReassigning { .. }
+            | MetadataRecord::PartitionReassigned { .. }
+    )
+}
+
 /// Why a partition stays closed.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum OpeningError {
@@ -188,7 +202,7 @@ impl Opening {
 
 /// Applies the metadata log; run by one task.
 pub struct Applier {
-    view: Arc<PartitionView>,
+    log: PartitionHandle,
     image: Arc<RwLock<Image>>,
     topics: Arc<TopicRegistry>,
     placed: Placed,
@@ -200,7 +214,7 @@ pub struct Applier {
 
 impl Applier {
     pub(super) fn new(
-        view: Arc<PartitionView>,
+        log: PartitionHandle,
         image: Arc<RwLock<Image>>,
         topics: Arc<TopicRegistry>,
         placed: Placed,
@@ -208,7 +222,7 @@ impl Applier {
         applied: watch::Sender<i64>,
     ) -> Self {
         Self {
-            view,
+            log,
             image,
             topics,
             placed,
@@ -221,9 +235,9 @@ impl Applier {
     /// Makes the image of what is known to be committed. The partitions that it names are opened when
     /// this runs: the metadata's own group answers others meanwhile.
     pub(super) fn read_image(&mut self) -> Result<i64, ControllerError> {
-        let end = self.view.high_watermark();
+        let end = self.log.view().high_watermark();
         let mut image = self.image.write().unwrap_or_else(PoisonError::into_inner);
-        read_records(&self.view, 0, end, |record| image.apply(record))?;
+        read_records(self.log.view(), 0, end, |record| image.apply(record))?;
         self.read_to = end;
         Ok(end)
     }
@@ -235,11 +249,11 @@ impl Applier {
         let changed = Arc::new(Notify::new());
         let mut reopen = Reopen::new(Instant::now());
         loop {
-            self.view.wake(&changed);
-            if self.view.is_deleted() {
+            self.log.view().wake(&changed);
+            if self.log.view().is_deleted() {
                 return;
             }
-            let (from, end) = (*self.applied.borrow(), self.view.high_watermark());
+            let (from, end) = (*self.applied.borrow(), self.log.view().high_watermark());
             if from >= end {
                 tokio::select! {
                     biased;
@@ -252,10 +266,18 @@ impl Applier {
                 continue;
             }
             let mut records = Vec::new();
-            if let Err(error) = read_records(&self.view, from, end, |record| records.push(record)) {
+            if let Err(error) =
+                read_records(self.log.view(), from, end, |record| records.push(record))
+            {
                 // Nothing that comes later can be applied without it.
                 tracing::error!(%error, "this broker cannot follow the cluster's metadata");
                 return;
+            }
+            if records.iter().any(has_effects)
+                && let Err(error) = self.log.save_commit().await
+            {
+                // A full disk: what is done now may be done again.
+                tracing::warn!(%error, "what is committed of the metadata could not be saved");
             }
             for record in records {
                 self.take_effect(record).await;

@@ -65,8 +65,7 @@ pub async fn open(
         writes,
         applied,
     };
-    let view = Arc::clone(log.view());
-    let mut applier = Applier::new(view, image, topics, placed, version, applied_tx);
+    let mut applier = Applier::new(log, image, topics, placed, version, applied_tx);
     let read_to = applier.read_image()?;
     Ok((controller, writer, applier, read_to))
 }

@@ -164,6 +164,9 @@ impl Shard {
                 };
                 let _ = reply.send(judged);
             }
+            Event::SaveCommit { partition, reply } => {
+                let _ = reply.send(self.save_commit(partition));
+            }
             Event::DeleteRecords {
                 partition,
                 before_offset,
@@ -333,6 +336,25 @@ impl Shard {
             self.fail_all(&error.to_string());
         }
         synced
+    }
+
+    fn save_commit(&mut self, id: PartitionId) -> Result<(), StorageError> {
+        if self.has_failed {
+            return Err(StorageError::Failed);
+        }
+        let partition = self.partition(id).ok_or(StorageError::Failed)?;
+        let (ticket, state) = partition.commit_to_save().ok_or(StorageError::Failed)?;
+        let key = partition.view.key();
+        if let Some(ticket) = ticket {
+            if let Err(error) = ticket.run() {
+                self.fail_all(&error.to_string());
+                return Err(error);
+            }
+            if let Some(partition) = self.partition(id) {
+                partition.durable(ticket.cover());
+            }
+        }
+        self.save_now(key, state)
     }
 
     /// A sync failed. Which pages reached the disk is unknown, and the kernel may have marked them

@@ -177,6 +177,12 @@ pub enum Event {
         guard: Option<VerificationGuard>,
         reply: oneshot::Sender<Result<(), AppendError>>,
     },
+    /// Makes durable what is known to be committed, log and index. A restart else goes back to what was saved with a later entry, and
+    /// hears of the rest once more.
+    SaveCommit {
+        partition: PartitionId,
+        reply: oneshot::Sender<Result<(), StorageError>>,
+    },
     /// Moves the log start offset up (`DeleteRecords`); answers with the new one.
     DeleteRecords {
         partition: PartitionId,

@@ -13,6 +13,7 @@ use super::event::{
 use super::view::PartitionView;
 use crate::config::TopicConfig;
 use crate::replication::membership::Target;
+use streamgauge_storage::StorageError;
 use streamgauge_storage::producer_state::{
     AppendOrigin, ProducerBatch, ProducerEntry, Verification, VerificationGuard,
 };
@@ -159,6 +160,16 @@ impl PartitionHandle {
             reply,
         });
         answer.await.unwrap_or(Err(AppendError::NotLeader))
+    }
+
+    /// See [`Event::SaveCommit`].
+    pub async fn save_commit(&self) -> Result<(), StorageError> {
+        let (reply, answer) = oneshot::channel();
+        self.shard.send(Event::SaveCommit {
+            partition: self.id,
+            reply,
+        });
+        answer.await.unwrap_or(Err(StorageError::Failed))
     }
 
     /// Moves the log start offset up; see [`Event::DeleteRecords`].

@@ -223,6 +223,15 @@ impl Partition {
         }
     }
 
+    /// What has to be synced and then saved, for a restart to know what is committed now; `None` if the group does not run.
+    pub fn commit_to_save(&mut self) -> Option<(Option<SyncTicket>, SavedState)> {
+        let Life::Running(group) = &mut self.life else {
+            return None;
+        };
+        let state = saved_state(group);
+        Some((group.log_mut().sync_ticket(), state))
+    }
+
     /// What a sync covers is durable.
     pub fn durable(&mut self, cover: SyncCover) {
         if let Some(log) = self.log_mut() {
