@@ -1,14 +1,19 @@
-//! Administrators: topics come and go, producer ids are given out. Each has names of its own, so that it knows what must be there.
+//! Administrators: topics come and go, often under the same name, and hold what was written to them; producer ids are given out. Each has
+//! names of its own, so that it knows what must be there.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use streamgauge_protocol::ErrorCode;
+use streamgauge_protocol::batch::BatchBuilder;
 use streamgauge_protocol::messages::messages::create_topics_request::{
     CreatableTopic, CreatableTopicConfig,
 };
+use streamgauge_protocol::messages::messages::produce_request::{
+    PartitionProduceData, TopicProduceData,
+};
 use streamgauge_protocol::messages::messages::{
-    CreateTopicsRequest, DeleteTopicsRequest, InitProducerIdRequest, TopicName,
+    CreateTopicsRequest, DeleteTopicsRequest, InitProducerIdRequest, ProduceRequest, TopicName,
 };
 use uuid::Uuid;
 
@@ -27,6 +32,8 @@ pub enum Fate {
 pub struct Topics {
     fates: Mutex<BTreeMap<String, Fate>>,
     producer_ids: Mutex<BTreeSet<i64>>,
+    /// Where the first partition of a topic ends at least, after what was acknowledged.
+    ends: Mutex<BTreeMap<Uuid, i64>>,
 }
 
 impl Topics {
@@ -39,6 +46,20 @@ impl Topics {
         let fates = self.fates.lock();
         let mut fates = fates.unwrap_or_else(PoisonError::into_inner);
         fates.insert(name.to_owned(), fate);
+    }
+
+    pub fn end(&self, topic_id: Uuid) -> i64 {
+        let ends = self.ends.lock().unwrap_or_else(PoisonError::into_inner);
+        ends.get(&topic_id).copied().unwrap_or(0)
+    }
+
+    /// False if a record has taken the place of another that was acknowledged.
+    fn note_end(&self, topic_id: Uuid, offset: i64) -> bool {
+        let mut ends = self.ends.lock().unwrap_or_else(PoisonError::into_inner);
+        let end = ends.entry(topic_id).or_default();
+        let is_new = offset >= *end;
+        *end = (*end).max(offset + 1);
+        is_new
     }
 
     /// False if it was given out before.
@@ -69,6 +90,9 @@ pub async fn administer(mut client: Client, topics: Arc<Topics>) {
             }
             None => continue,
         };
+        if let Fate::Exists(id) = fate {
+            write(&mut client, &topics, &name, id).await;
+        }
         topics.note(&name, Fate::Unknown);
         let fate = match fate {
             Fate::Exists(_) if !client.random.one_in(4) => delete(&mut client, &name, fate).await,
@@ -154,6 +178,39 @@ async fn delete(client: &mut Client, name: &str, fate: Fate) -> Fate {
             fate
         }
         _ => Fate::Unknown,
+    }
+}
+
+/// Tries to add a record to a topic's first partition, by the topic's id: one of the same name is another.
+async fn write(client: &mut Client, topics: &Topics, name: &str, topic_id: Uuid) {
+    let batch = BatchBuilder::new().record(1, None, Some(b"value"));
+    let data = PartitionProduceData::default()
+        .with_index(0)
+        .with_records(Some(batch.build().expect("a good batch")));
+    let request = ProduceRequest::default()
+        .with_acks(-1)
+        .with_timeout_ms(2_000)
+        .with_topic_data(vec![
+            TopicProduceData::default()
+                .with_topic_id(topic_id)
+                .with_partition_data(vec![data]),
+        ]);
+    let broker = client.any_broker();
+    let Some(answer) = client.call(broker, 13, &request).await else {
+        return;
+    };
+    let partition = answer
+        .responses
+        .first()
+        .and_then(|topic| topic.partition_responses.first());
+    if let Some(partition) = partition
+        && partition.error_code == 0
+        && !topics.note_end(topic_id, partition.base_offset)
+    {
+        client.violation(format!(
+            "a record of {name} has the offset {}, which another had",
+            partition.base_offset
+        ));
     }
 }
 

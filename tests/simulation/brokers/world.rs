@@ -822,6 +822,17 @@ impl World {
                     broker.id()
                 );
             }
+            if let Fate::Exists(id) = fate {
+                let ends = self.brokers().filter_map(|broker| {
+                    let partition = broker.topics.by_id(id)?.partition(0)?;
+                    Some(partition.view().high_watermark())
+                });
+                let (end, promised) = (ends.max(), self.topics.end(id));
+                assert!(
+                    end.is_some_and(|end| end >= promised),
+                    "{name} ends at {end:?}; {promised} records were acknowledged"
+                );
+            }
         }
     }
 
