@@ -15,7 +15,7 @@ use super::kafka::txn_offset_commit_response::{
 use super::kafka::{TopicName, TxnOffsetCommitRequest, TxnOffsetCommitResponse};
 use crate::controller::decide::GROUP_METADATA_TOPIC;
 use crate::transaction::coordinator::Producer;
-use crate::transaction::verify::verify;
+use crate::transaction::verify::{GuardSearch, Search, verify};
 
 /// First version whose clients leave it to this request to make the offsets partition part of the transaction.
 const ADDS_PARTITION_VERSION: i16 = 5;
@@ -130,11 +130,14 @@ async fn verified(
         base_sequence: NO_SEQUENCE,
         supports_epoch_bump: adds,
     };
-    let guard = partition.begin_verification(wanted).await;
-    if guard.is_some() {
-        let id = &request.transactional_id;
-        verify(broker, id, producer, GROUP_METADATA_TOPIC, index, adds).await?;
-    }
+    let id = &request.transactional_id;
+    let mut search = GuardSearch::default();
+    let guard = loop {
+        match search.look(partition.begin_verification(wanted).await) {
+            Search::Ask => verify(broker, id, producer, GROUP_METADATA_TOPIC, index, adds).await?,
+            Search::Found(guard) => break guard,
+        }
+    };
     let batch = ProducerBatch::unsequenced(producer.id, producer.epoch);
     let judged = partition.judge(batch, AppendOrigin::Coordinator, guard);
     judged.await.map_err(|error| error.code())?;

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use streamgauge_protocol::error::{ErrorCode, code_of};
+use streamgauge_storage::producer_state::VerificationGuard;
 
 use super::coordinator::Producer;
 use super::state::EPOCH_BUMP_VERSION;
@@ -70,6 +71,40 @@ pub async fn verify(
     let patience = Duration::from_millis(broker.config.request_timeout_ms.unsigned_abs());
     let cluster = &broker.cluster;
     cluster.ask_code(led.leader, &request, patience).await
+}
+
+/// One marker is to be expected. Somebody who writes them without end does not keep a request here.
+const GUARDS_MAX: usize = 8;
+
+/// Finds the guard to append with. A coordinator is asked between two looks at the partition, which gives the guard out: the marker of
+/// the producer's transaction before may be written meanwhile and make it void. Once the coordinator agrees, no other comes.
+#[derive(Debug, Default)]
+pub struct GuardSearch {
+    asked_for: Option<VerificationGuard>,
+    asked: usize,
+}
+
+/// What is next in a [`GuardSearch`].
+#[derive(Debug, PartialEq, Eq)]
+pub enum Search {
+    /// Ask the coordinator, and look again.
+    Ask,
+    /// Append with this; with none, as the transaction is open in the partition.
+    Found(Option<VerificationGuard>),
+}
+
+impl GuardSearch {
+    /// What the partition has given out now.
+    pub fn look(&mut self, given_out: Option<VerificationGuard>) -> Search {
+        let is_done =
+            given_out.is_none() || given_out == self.asked_for || self.asked >= GUARDS_MAX;
+        if is_done {
+            return Search::Found(given_out);
+        }
+        self.asked_for = given_out;
+        self.asked += 1;
+        Search::Ask
+    }
 }
 
 /// Answers another broker.
@@ -139,7 +174,51 @@ fn take_text(bytes: &mut Bytes) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    use streamgauge_storage::producer_state::{ProducerBatch, Verification, Verifications};
+
     use super::*;
+
+    /// The marker of the transaction before, whose coordinator has said that it commits, comes late.
+    #[test]
+    fn a_guard_that_a_marker_has_made_void_is_not_taken() {
+        let mut verifications = Verifications::default();
+        let wanted = Verification {
+            producer_id: 9,
+            producer_epoch: 2,
+            base_sequence: 0,
+            supports_epoch_bump: true,
+        };
+        let mut search = GuardSearch::default();
+        let first = verifications.begin(&wanted, None, 0);
+        assert_eq!(search.look(first), Search::Ask);
+        verifications.end(9);
+        let second = verifications.begin(&wanted, None, 0);
+        assert_eq!(search.look(second), Search::Ask, "it is another");
+        let again = verifications.begin(&wanted, None, 0);
+        assert_eq!(search.look(again), Search::Found(second));
+        let batch = ProducerBatch::unsequenced(9, 2);
+        assert!(!verifications.allows(&batch, None, first));
+        assert!(verifications.allows(&batch, None, second));
+        assert_eq!(GuardSearch::default().look(None), Search::Found(None));
+    }
+
+    #[test]
+    fn markers_without_end_keep_no_request() {
+        let mut verifications = Verifications::default();
+        let wanted = Verification {
+            producer_id: 9,
+            producer_epoch: 2,
+            base_sequence: 0,
+            supports_epoch_bump: true,
+        };
+        let mut search = GuardSearch::default();
+        let asked = (0..100).take_while(|_| {
+            let given_out = verifications.begin(&wanted, None, 0);
+            verifications.end(9);
+            search.look(given_out) == Search::Ask
+        });
+        assert_eq!(asked.count(), GUARDS_MAX);
+    }
 
     #[test]
     fn questions_read_back_as_they_were_written_and_no_others_do() {

@@ -19,7 +19,7 @@ use super::super::Context;
 use super::super::kafka::produce_request::ProduceRequest;
 use super::{Failure, find_topic};
 use crate::transaction::coordinator::Producer;
-use crate::transaction::verify::verify;
+use crate::transaction::verify::{GuardSearch, Search, verify};
 
 /// First version whose clients raise their epoch with each transaction and leave the adding of partitions to the leaders.
 const ADDS_PARTITIONS_VERSION: i16 = 12;
@@ -132,32 +132,29 @@ async fn verify_partition(
         base_sequence: header.base_sequence,
         supports_epoch_bump: adds,
     };
-    let Some(guard) = partition.begin_verification(wanted).await else {
-        return Ok(None);
-    };
     let config = &context.broker.config;
     let millis = |setting: i64| Duration::from_millis(setting.unsigned_abs());
     let backoff = millis(config.add_partitions_to_txn_retry_backoff_ms);
     let patience = Instant::now() + millis(config.add_partitions_to_txn_retry_backoff_max_ms);
+    let producer = Producer {
+        id: header.producer_id,
+        epoch: header.producer_epoch,
+    };
+    let broker = &context.broker;
+    let mut search = GuardSearch::default();
     loop {
-        let verified = verify(
-            &context.broker,
-            transactional_id,
-            Producer {
-                id: header.producer_id,
-                epoch: header.producer_epoch,
-            },
-            &topic.name,
-            index,
-            adds,
-        );
+        if let Search::Found(guard) = search.look(partition.begin_verification(wanted).await) {
+            return Ok(guard);
+        }
+        let verified = verify(broker, transactional_id, producer, &topic.name, index, adds);
         match verified.await {
-            Ok(()) => return Ok(Some(guard)),
+            Ok(()) => {}
             Err(ErrorCode::ConcurrentTransactions)
                 // It ends the producer's transaction before.
                 if adds && Instant::now() + backoff < patience =>
             {
                 tokio::time::sleep(backoff).await;
+                search = GuardSearch::default();
             }
             Err(code) => return Err(not_verified(code, context.version)),
         }
